@@ -1,0 +1,1 @@
+//! The client library of the datagram protocol, over kernel sockets.

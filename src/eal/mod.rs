@@ -1,0 +1,1 @@
+//! Safe types over DPDK: environment, mempool, mbuf, port, ring, lcore.

@@ -1,0 +1,15 @@
+//! Taffrail: a kernel-bypass message log.
+//!
+//! Arrows between modules point down only: `cli` → (`serve`, `shard`, `net`, `client`) →
+//! (`storage`, `wire`, `eal`, `memory`). `storage` and `wire` know nothing of DPDK; without the
+//! feature `dpdk` they, the client library and the offline tools build on any Linux machine.
+
+pub mod client;
+#[cfg(feature = "dpdk")]
+pub mod eal;
+pub mod memory;
+pub mod net;
+pub mod shard;
+pub mod storage;
+pub mod telemetry;
+pub mod wire;

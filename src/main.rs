@@ -1,0 +1,2 @@
+//! The `taffrail` command; each subcommand is a file under `cli/`.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Memory that the data path works in: rings, hugepage regions, pools.

@@ -1,0 +1,1 @@
+//! What an rx lcore runs: parse, demultiplex, answer.

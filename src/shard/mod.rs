@@ -1,0 +1,1 @@
+//! What a storage lcore runs: drain rings, build batches, append, acknowledge.

@@ -1,0 +1,1 @@
+//! The write-ahead log and its readers; knows nothing of networks.

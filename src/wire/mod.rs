@@ -1,0 +1,1 @@
+//! Formats on the wire, sans-io: bytes in, values out, and back.
