@@ -4,7 +4,10 @@
 //! (`storage`, `wire`, `eal`, `memory`). `storage` and `wire` know nothing of DPDK; without the
 //! feature `dpdk` they, the client library and the offline tools build on any Linux machine.
 
+pub mod cli;
 pub mod client;
+pub mod config;
+pub mod control;
 #[cfg(feature = "dpdk")]
 pub mod eal;
 pub mod memory;
