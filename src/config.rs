@@ -801,7 +801,7 @@ impl Checker<'_> {
         let acks = match raw.acks {
             None => -1,
             Some(value) => match value.get_ref() {
-                toml::Value::Integer(level @ (0 | 1 | -1)) => *level as i8,
+                toml::Value::Integer(level @ -1..=1) => *level as i8,
                 toml::Value::String(text) if text == "all" => -1,
                 _ => {
                     return Err(self.error(

@@ -15,4 +15,6 @@ pub mod net;
 pub mod shard;
 pub mod storage;
 pub mod telemetry;
+#[cfg(feature = "dpdk")]
+pub mod topology;
 pub mod wire;
