@@ -1,1 +1,8 @@
-//! The control socket.
+//! The control socket: how `taffrail stats` and `taffrail read` ask a running server.
+//!
+//! A Unix stream socket, readable by its owner only. A request is one line of JSON; the answer is one
+//! line of JSON, and where it says so a number of raw bytes after it.
+
+pub mod client;
+pub mod protocol;
+pub mod server;

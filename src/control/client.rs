@@ -1,0 +1,111 @@
+//! The asking side of the control socket.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+use super::protocol::{Answer, MAX_READ, Position, ReadAnswer, Request, Stats, TopicInfo};
+
+/// A server that takes longer than this to answer hangs.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why no answer came.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Nobody listens.
+    #[error(
+        "no Taffrail server answers at {path} ({source}): is `taffrail serve` running, and is this its [control] socket?"
+    )]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("the connection to the server broke: {0}")]
+    Io(#[from] io::Error),
+    /// The answer makes no sense: another version, perhaps.
+    #[error(
+        "the server's answer is not understood ({0}): are server and command of the same version?"
+    )]
+    Answer(#[from] serde_json::Error),
+    /// The server refused.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A connection; one request at a time.
+pub struct ControlClient {
+    stream: BufReader<UnixStream>,
+}
+
+impl ControlClient {
+    /// Connects to the server whose control socket is at `path`.
+    pub fn connect(path: &Path) -> Result<Self, ControlError> {
+        let open = || -> io::Result<UnixStream> {
+            let stream = UnixStream::connect(path)?;
+            stream.set_read_timeout(Some(TIMEOUT))?;
+            stream.set_write_timeout(Some(TIMEOUT))?;
+            Ok(stream)
+        };
+        let stream = open().map_err(|source| ControlError::Connect {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            stream: BufReader::new(stream),
+        })
+    }
+
+    /// The counters.
+    pub fn stats(&mut self) -> Result<Stats, ControlError> {
+        self.ask(&Request::Stats)
+    }
+
+    /// The topics and their bounds.
+    pub fn topics(&mut self) -> Result<Vec<TopicInfo>, ControlError> {
+        self.ask(&Request::Topics)
+    }
+
+    /// Appends whole record batches from position `from` on to `out`; at most `max_bytes` bytes, or
+    /// one batch.
+    pub fn read(
+        &mut self,
+        topic: &str,
+        partition: u32,
+        from: Position,
+        max_bytes: u32,
+        out: &mut Vec<u8>,
+    ) -> Result<ReadAnswer, ControlError> {
+        let max_bytes = max_bytes.min(MAX_READ);
+        let answer: ReadAnswer = self.ask(&Request::Read {
+            topic: topic.to_owned(),
+            partition,
+            from,
+            max_bytes,
+        })?;
+        let expected = u64::from(answer.bytes);
+        if (&mut self.stream).take(expected).read_to_end(out)? as u64 != expected {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        Ok(answer)
+    }
+
+    fn ask<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, ControlError> {
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        self.stream.get_mut().write_all(&line)?;
+        let mut answer = Vec::new();
+        if self.stream.read_until(b'\n', &mut answer)? == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        match serde_json::from_slice(&answer)? {
+            Answer::Ok(value) => Ok(value),
+            Answer::Error(reason) => Err(ControlError::Refused(reason)),
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! Requests and answers of the control socket.
+//!
+//! Invariant of every account: what came in equals the sum of what became of it. [`PortStats`] counts
+//! packets, [`TopicStats`] messages; [`Stats::imbalances`] names each account that does not add up.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest request line; a topic name and a few numbers fit many times.
+pub const MAX_REQUEST: usize = 4096;
+/// Most bytes of record batches in one answer.
+pub const MAX_READ: u32 = 4 << 20;
+
+/// What a client asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// The counters: answered with [`Stats`].
+    Stats,
+    /// The topics and the bounds of their partitions: answered with a list of [`TopicInfo`].
+    Topics,
+    /// Whole record batches from a position on: answered with [`ReadAnswer`] and the bytes.
+    Read {
+        /// Topic name.
+        topic: String,
+        /// Partition number.
+        partition: u32,
+        /// Where to begin.
+        from: Position,
+        /// Most bytes wanted; one batch is returned even if it is larger.
+        max_bytes: u32,
+    },
+}
+
+/// Where a read begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Position {
+    /// The oldest message kept.
+    Earliest,
+    /// Behind the newest one.
+    Latest,
+    /// This offset.
+    Offset(i64),
+    /// The first message with this time or a later one, in Unix milliseconds.
+    Time(i64),
+}
+
+/// The answer's first line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer<T> {
+    /// As asked.
+    Ok(T),
+    /// Refused, and why.
+    Error(String),
+}
+
+/// Precedes the bytes of a read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadAnswer {
+    /// The offset that the read began at; the first batch may begin below it.
+    pub from: i64,
+    /// The oldest offset kept.
+    pub start: i64,
+    /// The offset behind the newest durable message.
+    pub high_watermark: i64,
+    /// Bytes of record batches that follow this line.
+    pub bytes: u32,
+}
+
+/// A topic and its partitions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicInfo {
+    /// Its name.
+    pub name: String,
+    /// Its partitions by number.
+    pub partitions: Vec<PartitionInfo>,
+}
+
+/// The bounds of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionInfo {
+    /// Its shard.
+    pub shard: u16,
+    /// The oldest offset kept.
+    pub start: i64,
+    /// The offset behind the newest durable message.
+    pub high_watermark: i64,
+}
+
+/// Counts by reason; reasons that did not occur are left out.
+pub type Reasons = BTreeMap<String, u64>;
+
+/// Everything the server counts.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Version of the server.
+    pub version: String,
+    /// Unix time of this snapshot, in milliseconds.
+    pub unix_ms: i64,
+    /// Milliseconds since the server took its first packet.
+    pub uptime_ms: u64,
+    /// Packets, port by port.
+    pub ports: Vec<PortStats>,
+    /// Messages, topic by topic.
+    pub topics: Vec<TopicStats>,
+    /// WAL and staging, shard by shard.
+    pub shards: Vec<ShardStats>,
+    /// Poll loops.
+    pub lcores: Vec<LcoreStats>,
+}
+
+/// Packets of one port: received = handled + delivered + dropped.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortStats {
+    /// Name in the configuration.
+    pub name: String,
+    /// DPDK's name of the device.
+    pub device: String,
+    /// DPDK driver.
+    pub driver: String,
+    /// MAC address.
+    pub mac: String,
+    /// Link state in words.
+    pub link: String,
+    /// Packets that an rx lcore took from the port's queues.
+    pub received: u64,
+    /// Bytes of those packets.
+    pub received_bytes: u64,
+    /// Packets answered or used by the port itself, by protocol.
+    pub handled: Reasons,
+    /// Packets that carried messages.
+    pub delivered: u64,
+    /// Packets that carried none or were damaged, by reason.
+    pub dropped: Reasons,
+    /// Packets sent: answers and acknowledgements.
+    pub sent: u64,
+    /// Packets that the transmit queue did not take.
+    pub send_dropped: u64,
+    /// Lost before an rx lcore saw them: the NIC's own counts (missed, errors, no mbuf).
+    pub nic: Reasons,
+}
+
+/// Messages of one topic: received = stored + duplicate + refused + dropped + in flight.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicStats {
+    /// Its name.
+    pub name: String,
+    /// Messages that the rx lcores found in packets.
+    pub received: u64,
+    /// Messages in the log.
+    pub stored: u64,
+    /// Retransmissions of messages that are in the log already.
+    pub duplicate: u64,
+    /// Messages whose producer was told why they were not stored, by reason.
+    pub refused: Reasons,
+    /// Messages lost, by reason.
+    pub dropped: Reasons,
+    /// Messages between an rx lcore and their shard at the moment of the snapshot.
+    pub in_flight: i64,
+    /// Bytes of stored messages, with the overhead of their batches.
+    pub stored_bytes: u64,
+    /// The partitions' bounds by number.
+    pub partitions: Vec<PartitionInfo>,
+}
+
+/// One shard.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardStats {
+    /// Its number.
+    pub shard: u16,
+    /// `running`, `disk full` or `failed: …`.
+    pub state: String,
+    /// Group commits made durable.
+    pub commits: u64,
+    /// Bytes made durable, with frame headers and padding.
+    pub committed_bytes: u64,
+    /// WAL segments on disk.
+    pub segments: u64,
+    /// Staging slots free, of `staging_slots`.
+    pub staging_free: u64,
+    /// Staging slots in all.
+    pub staging_slots: u64,
+    /// Inbound messages waiting in the shard's rings.
+    pub queued: u64,
+    /// Known idempotent producers, counted once a partition.
+    pub producers: u64,
+}
+
+/// One poll loop.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LcoreStats {
+    /// EAL's number.
+    pub lcore: u32,
+    /// CPU it is pinned to.
+    pub cpu: u32,
+    /// `rx`, `storage` or `rx+storage`.
+    pub role: String,
+    /// Loop rounds that found work.
+    pub busy_polls: u64,
+    /// Loop rounds that found none.
+    pub idle_polls: u64,
+    /// TSC cycles in rounds with work.
+    pub busy_cycles: u64,
+    /// TSC cycles in rounds without.
+    pub idle_cycles: u64,
+    /// Times the loop slept.
+    pub sleeps: u64,
+}
+
+/// Sum over the reasons.
+pub fn total(reasons: &Reasons) -> u64 {
+    reasons.values().sum()
+}
+
+impl PortStats {
+    /// What became of the packets; equals `received`.
+    pub fn accounted(&self) -> u64 {
+        total(&self.handled) + self.delivered + total(&self.dropped)
+    }
+}
+
+impl TopicStats {
+    /// What became of the messages; equals `received` when nothing is in flight.
+    pub fn accounted(&self) -> u64 {
+        self.stored + self.duplicate + total(&self.refused) + total(&self.dropped)
+    }
+}
+
+impl Stats {
+    /// Accounts that do not add up, in words; empty when all do. Messages in flight are no
+    /// imbalance: on a server that receives, a snapshot always has some.
+    pub fn imbalances(&self) -> Vec<String> {
+        let ports = self
+            .ports
+            .iter()
+            .filter(|port| port.received != port.accounted())
+            .map(|port| {
+                format!(
+                    "port {}: received {} packets, accounted for {}",
+                    port.name,
+                    port.received,
+                    port.accounted()
+                )
+            });
+        let topics = self
+            .topics
+            .iter()
+            .filter(|topic| {
+                topic.in_flight < 0 || topic.received != topic.accounted() + topic.in_flight as u64
+            })
+            .map(|topic| {
+                format!(
+                    "topic {}: received {} messages, accounted for {}",
+                    topic.name,
+                    topic.received,
+                    topic.accounted()
+                )
+            });
+        ports.chain(topics).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_plain_json() {
+        let read = Request::Read {
+            topic: "t".into(),
+            partition: 1,
+            from: Position::Offset(7),
+            max_bytes: 10,
+        };
+        let text = serde_json::to_string(&read).unwrap();
+        assert_eq!(
+            text,
+            r#"{"read":{"topic":"t","partition":1,"from":{"offset":7},"max_bytes":10}}"#
+        );
+        assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), read);
+        assert_eq!(
+            serde_json::from_str::<Request>("\"stats\"").unwrap(),
+            Request::Stats
+        );
+    }
+
+    #[test]
+    fn imbalances_are_named() {
+        let mut topic = TopicStats {
+            name: "t".into(),
+            received: 10,
+            stored: 6,
+            duplicate: 1,
+            ..Default::default()
+        };
+        topic.refused.insert("fenced".into(), 1);
+        topic.dropped.insert("ring_full".into(), 2);
+        let mut stats = Stats {
+            topics: vec![topic],
+            ..Default::default()
+        };
+        assert_eq!(stats.imbalances(), Vec::<String>::new());
+        stats.topics[0].received = 11;
+        assert_eq!(stats.imbalances().len(), 1);
+        stats.topics[0].in_flight = 1;
+        assert_eq!(stats.imbalances(), Vec::<String>::new());
+        stats.ports.push(PortStats {
+            name: "p".into(),
+            received: 1,
+            ..Default::default()
+        });
+        assert_eq!(
+            stats.imbalances(),
+            ["port p: received 1 packets, accounted for 0"]
+        );
+    }
+}

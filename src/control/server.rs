@@ -1,0 +1,291 @@
+//! The answering side of the control socket: ordinary threads, one a connection.
+//!
+//! Invariant: a client can cost a thread, a request line and one read buffer, nothing more; beyond
+//! [`MAX_CONNECTIONS`] new ones are turned away. No lcore ever waits for any of it.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::protocol::{
+    Answer, MAX_READ, MAX_REQUEST, Position, ReadAnswer, Request, Stats, TopicInfo,
+};
+
+/// Connections served at the same time: operators and scrapers, not clients.
+pub const MAX_CONNECTIONS: usize = 64;
+/// How often waiting threads look whether the server stops.
+const TICK: Duration = Duration::from_millis(50);
+/// A client that does not take its answer for this long is cut off.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A read: topic, partition, position, most bytes, and where the batches go.
+pub type ReadFn =
+    dyn Fn(&str, u32, Position, u32, &mut Vec<u8>) -> Result<ReadAnswer, String> + Send + Sync;
+
+/// What the server can answer.
+pub struct Answers {
+    /// Takes a snapshot of the counters.
+    pub stats: Box<dyn Fn() -> Stats + Send + Sync>,
+    /// Lists the topics.
+    pub topics: Box<dyn Fn() -> Vec<TopicInfo> + Send + Sync>,
+    /// Reads record batches.
+    pub read: Box<ReadFn>,
+}
+
+/// A listening control socket. Dropping it stops its threads and removes the socket.
+pub struct ControlServer {
+    path: PathBuf,
+    shared: Arc<Shared>,
+    accept: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    answers: Answers,
+    stop: AtomicBool,
+    connections: AtomicUsize,
+}
+
+impl ControlServer {
+    /// Listens at `path`, making its folder. A socket that a killed server left behind is replaced;
+    /// one that a living server answers on is an error of kind `AddrInUse`.
+    pub fn start(path: &Path, answers: Answers) -> io::Result<Self> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        if path.exists() {
+            if UnixStream::connect(path).is_ok() {
+                return Err(io::Error::new(
+                    io::ErrorKind::AddrInUse,
+                    format!(
+                        "another server answers at {}: give each its own [control] socket",
+                        path.display()
+                    ),
+                ));
+            }
+            std::fs::remove_file(path)?;
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        listener.set_nonblocking(true)?;
+        let shared = Arc::new(Shared {
+            answers,
+            stop: AtomicBool::new(false),
+            connections: AtomicUsize::new(0),
+        });
+        let accept = std::thread::Builder::new().name("control".into()).spawn({
+            let shared = Arc::clone(&shared);
+            move || accept_loop(&listener, &shared)
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            shared,
+            accept: Some(accept),
+        })
+    }
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(accept) = self.accept.take() {
+            // A panicked accept thread has nothing left to stop.
+            let _ = accept.join();
+        }
+        // The socket may be gone already; there is nothing to do about it then.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn accept_loop(listener: &UnixListener, shared: &Arc<Shared>) {
+    let mut threads: Vec<JoinHandle<()>> = Vec::new();
+    while !shared.stop.load(Ordering::Relaxed) {
+        threads.retain(|thread| !thread.is_finished());
+        let Ok((stream, _)) = listener.accept() else {
+            std::thread::sleep(TICK);
+            continue;
+        };
+        if shared.connections.load(Ordering::Relaxed) >= MAX_CONNECTIONS {
+            let refusal =
+                Answer::<()>::Error(format!("{MAX_CONNECTIONS} clients are connected already"));
+            let _ = send(&stream, &refusal, &[]);
+            continue;
+        }
+        shared.connections.fetch_add(1, Ordering::Relaxed);
+        let thread = std::thread::Builder::new()
+            .name("control-client".into())
+            .spawn({
+                let shared = Arc::clone(shared);
+                move || {
+                    // A broken connection concerns its client alone.
+                    let _ = serve(&stream, &shared);
+                    shared.connections.fetch_sub(1, Ordering::Relaxed);
+                }
+            });
+        match thread {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                shared.connections.fetch_sub(1, Ordering::Relaxed);
+                tracing::warn!("no thread for a control client: {error}");
+            }
+        }
+    }
+    for thread in threads {
+        let _ = thread.join();
+    }
+}
+
+/// Answers one client until it leaves or the server stops.
+fn serve(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(TICK))?;
+    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+    let mut input = BufReader::new(stream);
+    let mut line = Vec::new();
+    let mut batches = Vec::new();
+    loop {
+        let room = (MAX_REQUEST + 1 - line.len()) as u64;
+        match (&mut input).take(room).read_until(b'\n', &mut line) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+                ) =>
+            {
+                if shared.stop.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                continue;
+            }
+            Err(error) => return Err(error),
+        }
+        if line.last() != Some(&b'\n') {
+            if line.len() <= MAX_REQUEST {
+                continue;
+            }
+            return send(
+                stream,
+                &Answer::<()>::Error(format!("a request has at most {MAX_REQUEST} bytes")),
+                &[],
+            );
+        }
+        match serde_json::from_slice(&line) {
+            Err(error) => send(
+                stream,
+                &Answer::<()>::Error(format!("request not understood: {error}")),
+                &[],
+            )?,
+            Ok(Request::Stats) => send(stream, &Answer::Ok((shared.answers.stats)()), &[])?,
+            Ok(Request::Topics) => send(stream, &Answer::Ok((shared.answers.topics)()), &[])?,
+            Ok(Request::Read {
+                topic,
+                partition,
+                from,
+                max_bytes,
+            }) => {
+                batches.clear();
+                let most = max_bytes.min(MAX_READ);
+                match (shared.answers.read)(&topic, partition, from, most, &mut batches) {
+                    Ok(answer) => send(stream, &Answer::Ok(answer), &batches)?,
+                    Err(reason) => send(stream, &Answer::<()>::Error(reason), &[])?,
+                }
+            }
+        }
+        line.clear();
+    }
+}
+
+fn send<T: Serialize>(mut stream: &UnixStream, answer: &Answer<T>, bytes: &[u8]) -> io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    stream.write_all(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::client::{ControlClient, ControlError};
+    use super::*;
+
+    fn answers() -> Answers {
+        Answers {
+            stats: Box::new(|| Stats {
+                uptime_ms: 5,
+                ..Stats::default()
+            }),
+            topics: Box::new(Vec::new),
+            read: Box::new(|topic, partition, from, most, out| {
+                if topic != "t" {
+                    return Err(format!("no topic \"{topic}\""));
+                }
+                out.extend_from_slice(b"batches");
+                let from = if let Position::Offset(offset) = from {
+                    offset
+                } else {
+                    0
+                };
+                Ok(ReadAnswer {
+                    from,
+                    start: i64::from(partition),
+                    high_watermark: i64::from(most),
+                    bytes: 7,
+                })
+            }),
+        }
+    }
+
+    #[test]
+    fn answers_several_requests_and_survives_nonsense() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sub/control.sock");
+        let server = ControlServer::start(&path, answers()).unwrap();
+        let mut client = ControlClient::connect(&path).unwrap();
+        assert_eq!(client.stats().unwrap().uptime_ms, 5);
+        let mut out = Vec::new();
+        let answer = client
+            .read("t", 3, Position::Offset(9), 100, &mut out)
+            .unwrap();
+        assert_eq!(
+            (answer.from, answer.start, answer.high_watermark),
+            (9, 3, 100)
+        );
+        assert_eq!(out, b"batches");
+        let refused = client.read("x", 0, Position::Earliest, 1, &mut out);
+        assert!(matches!(refused, Err(ControlError::Refused(reason)) if reason.contains("\"x\"")));
+
+        let mut nonsense = UnixStream::connect(&path).unwrap();
+        nonsense.write_all(b"{\"read\":{}}\n").unwrap();
+        nonsense.write_all(&vec![b'x'; MAX_REQUEST + 10]).unwrap();
+        let mut text = String::new();
+        nonsense.read_to_string(&mut text).unwrap_or(0);
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.contains("not understood") && text.contains("at most"));
+
+        assert_eq!(client.topics().unwrap(), []);
+        let second = ControlServer::start(&path, answers());
+        assert_eq!(
+            second.err().map(|e| e.kind()),
+            Some(io::ErrorKind::AddrInUse)
+        );
+        drop(server);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn replaces_the_socket_of_a_killed_server() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let _server = ControlServer::start(&path, answers()).unwrap();
+        assert!(ControlClient::connect(&path).unwrap().stats().is_ok());
+    }
+}
