@@ -1,0 +1,304 @@
+//! `taffrail stats`: the running server's accounts as tables, or as JSON.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::{CliResult, ServerArgs};
+use crate::control::client::ControlClient;
+use crate::control::protocol::{Reasons, Stats, total};
+
+/// Show what the running server received, stored and lost, and why
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    server: ServerArgs,
+    /// Print the counters as JSON
+    #[arg(long)]
+    json: bool,
+    /// Print again every second, with rates, until interrupted
+    #[arg(long)]
+    watch: bool,
+    /// With --watch: seconds between two prints
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 1.0,
+        requires = "watch"
+    )]
+    interval: f64,
+    /// With --watch: stop after this many prints
+    #[arg(long, value_name = "N", requires = "watch")]
+    count: Option<u64>,
+}
+
+/// Prints the tables; an account that does not add up is named below them.
+pub fn run(args: &Args) -> CliResult {
+    let interval = Duration::try_from_secs_f64(args.interval.max(0.05))?;
+    let mut client = ControlClient::connect(&args.server.socket_path()?)?;
+    let mut before: Option<Stats> = None;
+    let mut printed = 0;
+    loop {
+        let stats = client.stats()?;
+        let mut out = std::io::stdout().lock();
+        if args.json {
+            serde_json::to_writer(&mut out, &stats)?;
+            writeln!(out)?;
+        } else {
+            if args.watch && out.is_terminal() {
+                // Clear the screen and begin at its top (ECMA-48).
+                write!(out, "\x1b[2J\x1b[H")?;
+            }
+            out.write_all(tables(&stats, before.as_ref()).as_bytes())?;
+        }
+        out.flush()?;
+        drop(out);
+        printed += 1;
+        if !args.watch || args.count.is_some_and(|count| printed >= count) {
+            return Ok(());
+        }
+        before = Some(stats);
+        std::thread::sleep(interval);
+    }
+}
+
+/// All tables as text; with an earlier snapshot, also rates between the two.
+fn tables(stats: &Stats, before: Option<&Stats>) -> String {
+    let seconds = before.map(|b| (stats.unix_ms - b.unix_ms).max(1) as f64 / 1000.0);
+    let rate = |now: u64, then: Option<u64>| match (seconds, then) {
+        (Some(seconds), Some(then)) => format!("{:.0}", now.saturating_sub(then) as f64 / seconds),
+        _ => "-".to_owned(),
+    };
+    let mut text = format!(
+        "Taffrail {}, up {}\n",
+        stats.version,
+        humantime::format_duration(Duration::from_secs(stats.uptime_ms / 1000))
+    );
+
+    text += "\nPackets by port: received = handled + delivered + dropped\n";
+    let mut table = table(&[
+        "port",
+        "link",
+        "received",
+        "/s",
+        "handled",
+        "delivered",
+        "dropped",
+        "sent",
+        "lost before rx",
+    ]);
+    for (i, port) in stats.ports.iter().enumerate() {
+        let then = before.and_then(|b| b.ports.get(i)).map(|p| p.received);
+        table.add_row([
+            port.name.clone(),
+            port.link.clone(),
+            port.received.to_string(),
+            rate(port.received, then),
+            reasons(&port.handled),
+            port.delivered.to_string(),
+            reasons(&port.dropped),
+            if port.send_dropped > 0 {
+                format!("{} ({} not taken)", port.sent, port.send_dropped)
+            } else {
+                port.sent.to_string()
+            },
+            reasons(&port.nic),
+        ]);
+    }
+    text += &rendered(&table);
+
+    text += "\nMessages by topic: received = stored + duplicate + refused + dropped + in flight\n";
+    let mut table = self::table(&[
+        "topic",
+        "received",
+        "stored",
+        "/s",
+        "duplicate",
+        "refused",
+        "dropped",
+        "in flight",
+        "bytes",
+    ]);
+    for topic in &stats.topics {
+        let then = before
+            .and_then(|b| b.topics.iter().find(|t| t.name == topic.name))
+            .map(|t| t.stored);
+        table.add_row([
+            topic.name.clone(),
+            topic.received.to_string(),
+            topic.stored.to_string(),
+            rate(topic.stored, then),
+            topic.duplicate.to_string(),
+            reasons(&topic.refused),
+            reasons(&topic.dropped),
+            topic.in_flight.to_string(),
+            bytesize::ByteSize(topic.stored_bytes)
+                .display()
+                .iec()
+                .to_string(),
+        ]);
+    }
+    text += &rendered(&table);
+
+    text += "\nShards\n";
+    let mut table = self::table(&[
+        "shard",
+        "state",
+        "commits",
+        "/s",
+        "written",
+        "segments",
+        "staging free",
+        "queued",
+        "producers",
+    ]);
+    for (i, shard) in stats.shards.iter().enumerate() {
+        let then = before.and_then(|b| b.shards.get(i)).map(|s| s.commits);
+        table.add_row([
+            shard.shard.to_string(),
+            shard.state.clone(),
+            shard.commits.to_string(),
+            rate(shard.commits, then),
+            bytesize::ByteSize(shard.committed_bytes)
+                .display()
+                .iec()
+                .to_string(),
+            shard.segments.to_string(),
+            format!("{}/{}", shard.staging_free, shard.staging_slots),
+            shard.queued.to_string(),
+            shard.producers.to_string(),
+        ]);
+    }
+    text += &rendered(&table);
+
+    text += "\nPoll loops\n";
+    let mut table = self::table(&[
+        "lcore",
+        "cpu",
+        "role",
+        "busy",
+        "busy polls",
+        "idle polls",
+        "sleeps",
+    ]);
+    for (i, lcore) in stats.lcores.iter().enumerate() {
+        let then = before.and_then(|b| b.lcores.get(i));
+        let busy = lcore.busy_cycles - then.map_or(0, |t| t.busy_cycles.min(lcore.busy_cycles));
+        let idle = lcore.idle_cycles - then.map_or(0, |t| t.idle_cycles.min(lcore.idle_cycles));
+        table.add_row([
+            lcore.lcore.to_string(),
+            lcore.cpu.to_string(),
+            lcore.role.clone(),
+            format!("{:.1}%", 100.0 * busy as f64 / (busy + idle).max(1) as f64),
+            lcore.busy_polls.to_string(),
+            lcore.idle_polls.to_string(),
+            lcore.sleeps.to_string(),
+        ]);
+    }
+    text += &rendered(&table);
+
+    let imbalances = stats.imbalances();
+    if imbalances.is_empty() {
+        text += "\nEvery account adds up.\n";
+    }
+    for imbalance in imbalances {
+        text += &format!("\nDOES NOT ADD UP: {imbalance}\n");
+    }
+    text
+}
+
+/// `12 (fragment 2, unknown_port 10)`, or `0`.
+fn reasons(reasons: &Reasons) -> String {
+    if reasons.is_empty() {
+        return "0".to_owned();
+    }
+    let parts: Vec<String> = reasons
+        .iter()
+        .map(|(reason, count)| format!("{reason} {count}"))
+        .collect();
+    format!("{}\n{}", total(reasons), parts.join("\n"))
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::UTF8_HORIZONTAL_ONLY)
+        .set_header(header);
+    table
+}
+
+fn rendered(table: &Table) -> String {
+    let mut table = table.clone();
+    for (i, column) in table.column_iter_mut().enumerate() {
+        if i > 1 {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    format!("{table}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::protocol::{LcoreStats, PortStats, ShardStats, TopicStats};
+
+    #[test]
+    fn tables_show_reasons_rates_and_imbalances() {
+        let mut port = PortStats {
+            name: "p0".into(),
+            received: 30,
+            delivered: 20,
+            ..Default::default()
+        };
+        port.dropped.insert("fragment".into(), 10);
+        let before = Stats {
+            unix_ms: 1000,
+            ports: vec![PortStats {
+                name: "p0".into(),
+                ..Default::default()
+            }],
+            topics: vec![TopicStats {
+                name: "ticks".into(),
+                stored: 100,
+                received: 100,
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let mut now = Stats {
+            unix_ms: 3000,
+            ports: vec![port],
+            topics: vec![TopicStats {
+                name: "ticks".into(),
+                stored: 2100,
+                received: 2100,
+                ..Default::default()
+            }],
+            shards: vec![ShardStats {
+                state: "running".into(),
+                ..Default::default()
+            }],
+            lcores: vec![LcoreStats {
+                busy_cycles: 1,
+                idle_cycles: 3,
+                role: "rx".into(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let text = tables(&now, Some(&before));
+        for part in [
+            "fragment 10",
+            " 15 ",
+            " 1000 ",
+            "25.0%",
+            "running",
+            "Every account adds up.",
+        ] {
+            assert!(text.contains(part), "no {part:?} in\n{text}");
+        }
+        now.topics[0].received = 2101;
+        assert!(tables(&now, None).contains("DOES NOT ADD UP: topic ticks"));
+    }
+}
