@@ -12,6 +12,8 @@ pub mod control;
 pub mod eal;
 pub mod memory;
 pub mod net;
+#[cfg(feature = "dpdk")]
+pub mod serve;
 pub mod shard;
 pub mod storage;
 pub mod telemetry;

@@ -1,0 +1,3 @@
+//! `taffrail serve`: puts the parts together and keeps them running.
+
+pub mod preflight;
