@@ -1,1 +1,3 @@
 //! Memory that the data path works in: rings, hugepage regions, pools.
+
+pub mod spsc;
