@@ -1,0 +1,732 @@
+//! Kafka's record batch, magic 2: the one format in which messages are sent, stored and read.
+//!
+//! Source: Apache Kafka's message format document. All integers are big-endian; those inside a record
+//! are zigzag varints. The CRC-32C covers everything from the attributes on, so that the base offset
+//! and the leader epoch, which the log assigns, lie outside it.
+//!
+//! ```text
+//! 0  base offset i64      21 attributes i16          43 producer id i64
+//! 8  batch length i32     23 last offset delta i32   51 producer epoch i16
+//! 12 leader epoch i32     27 base timestamp i64      53 base sequence i32
+//! 16 magic i8 = 2         35 max timestamp i64       57 records count i32
+//! 17 CRC-32C u32                                     61 records
+//! ```
+//!
+//! Invariants: nothing here reads behind its slice or trusts a count; a batch that [`validate`] took
+//! can be walked by [`Records`] without an error.
+
+use super::varint;
+
+/// Bytes before the first record.
+pub const HEADER_LEN: usize = 61;
+/// Bytes before the part that `batch_length` counts.
+const LENGTH_BASE: usize = 12;
+/// Where the bytes begin that the CRC covers.
+const CRC_START: usize = 21;
+/// The only format version that is taken.
+pub const MAGIC: i8 = 2;
+/// Attributes: the codec.
+const CODEC_MASK: i16 = 0b111;
+/// Attributes: the broker's time instead of the producer's.
+const LOG_APPEND_TIME: i16 = 1 << 3;
+/// Attributes: part of a transaction.
+const TRANSACTIONAL: i16 = 1 << 4;
+/// Attributes: no messages but marks for readers.
+const CONTROL: i16 = 1 << 5;
+/// The fewest bytes that a record takes: length, attributes, two deltas, key and value lengths,
+/// header count.
+const RECORD_MIN: usize = 7;
+/// The most bytes that a record without key and headers takes beside its value: length (5),
+/// attributes (1), timestamp delta (10), offset delta (5), key length (1), value length (5), header
+/// count (1).
+pub const RAW_RECORD_OVERHEAD_MAX: usize = 28;
+
+/// Why bytes are no valid record batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// Fewer bytes than the header or the batch length say.
+    #[error("record batch is cut off: {have} bytes of {need}")]
+    Truncated {
+        /// Bytes present.
+        have: usize,
+        /// Bytes needed.
+        need: usize,
+    },
+    /// More bytes than one batch.
+    #[error("{extra} bytes behind the record batch")]
+    TrailingBytes {
+        /// Bytes behind the batch.
+        extra: usize,
+    },
+    /// A batch length that cannot be.
+    #[error("batch length {0} is impossible")]
+    Length(i32),
+    /// Not format version 2.
+    #[error("record batch has magic {0}, only 2 is supported")]
+    Magic(i8),
+    /// Damaged.
+    #[error("record batch has CRC-32C {computed:08x}, its header says {stored:08x}")]
+    Crc {
+        /// As the header says.
+        stored: u32,
+        /// As the bytes say.
+        computed: u32,
+    },
+    /// Count, last offset delta and records disagree.
+    #[error(
+        "record batch counts {count} records with last offset delta {last_delta}, which does not fit its records"
+    )]
+    Count {
+        /// The header's count.
+        count: i32,
+        /// The header's last offset delta.
+        last_delta: i32,
+    },
+    /// A compressed batch where only plain ones are taken.
+    #[error("record batch has codec {0}, only uncompressed batches are taken here")]
+    Codec(i16),
+    /// Attributes that only the log itself may set, or unknown ones.
+    #[error("record batch has attributes {0:#x}, which a producer may not set")]
+    Attributes(i16),
+    /// A record that does not fit its length.
+    #[error("record {index} is malformed")]
+    Record {
+        /// Its place in the batch, from 0.
+        index: i32,
+    },
+}
+
+/// The header's fields, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchHeader {
+    /// Offset of the first record.
+    pub base_offset: i64,
+    /// Bytes behind this field.
+    pub batch_length: i32,
+    /// Leader epoch; outside the CRC.
+    pub partition_leader_epoch: i32,
+    /// Format version.
+    pub magic: i8,
+    /// CRC-32C of everything from the attributes on.
+    pub crc: u32,
+    /// Codec (bits 0–2), timestamp type (3), transactional (4), control (5).
+    pub attributes: i16,
+    /// Offset of the last record less the base offset.
+    pub last_offset_delta: i32,
+    /// Timestamp of the first record, Unix milliseconds.
+    pub base_timestamp: i64,
+    /// Largest timestamp, Unix milliseconds.
+    pub max_timestamp: i64,
+    /// Idempotent producer, or −1.
+    pub producer_id: i64,
+    /// Its epoch, or −1.
+    pub producer_epoch: i16,
+    /// Sequence number of the first record, or −1.
+    pub base_sequence: i32,
+    /// Number of records.
+    pub records_count: i32,
+}
+
+impl BatchHeader {
+    /// Bytes of the whole batch.
+    #[inline]
+    pub fn total_len(&self) -> usize {
+        LENGTH_BASE + self.batch_length as usize
+    }
+
+    /// The codec: 0 none, 1 gzip, 2 snappy, 3 lz4, 4 zstd.
+    #[inline]
+    pub fn codec(&self) -> i16 {
+        self.attributes & CODEC_MASK
+    }
+
+    /// Whether the batch holds marks for readers instead of messages.
+    #[inline]
+    pub fn is_control(&self) -> bool {
+        self.attributes & CONTROL != 0
+    }
+
+    /// Offset behind the last record.
+    #[inline]
+    pub fn next_offset(&self) -> i64 {
+        self.base_offset
+            .saturating_add(i64::from(self.last_offset_delta))
+            .saturating_add(1)
+    }
+}
+
+#[inline(always)]
+fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut out = [0; N];
+    out.copy_from_slice(&bytes[at..at + N]);
+    out
+}
+
+/// Reads the header; checks that the length is possible and the magic is 2, but neither the CRC nor
+/// that all of the batch is there.
+#[inline]
+pub fn parse_header(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
+    let Some(bytes) = bytes.first_chunk::<HEADER_LEN>() else {
+        return Err(BatchError::Truncated {
+            have: bytes.len(),
+            need: HEADER_LEN,
+        });
+    };
+    let header = BatchHeader {
+        base_offset: i64::from_be_bytes(array(bytes, 0)),
+        batch_length: i32::from_be_bytes(array(bytes, 8)),
+        partition_leader_epoch: i32::from_be_bytes(array(bytes, 12)),
+        magic: bytes[16] as i8,
+        crc: u32::from_be_bytes(array(bytes, 17)),
+        attributes: i16::from_be_bytes(array(bytes, 21)),
+        last_offset_delta: i32::from_be_bytes(array(bytes, 23)),
+        base_timestamp: i64::from_be_bytes(array(bytes, 27)),
+        max_timestamp: i64::from_be_bytes(array(bytes, 35)),
+        producer_id: i64::from_be_bytes(array(bytes, 43)),
+        producer_epoch: i16::from_be_bytes(array(bytes, 51)),
+        base_sequence: i32::from_be_bytes(array(bytes, 53)),
+        records_count: i32::from_be_bytes(array(bytes, 57)),
+    };
+    if header.magic != MAGIC {
+        return Err(BatchError::Magic(header.magic));
+    }
+    if header.batch_length < (HEADER_LEN - LENGTH_BASE) as i32 {
+        return Err(BatchError::Length(header.batch_length));
+    }
+    Ok(header)
+}
+
+/// Checks a whole batch: its length is the slice's, its CRC fits, and, where it is not compressed,
+/// its records are walked: their number, their offset deltas 0, 1, 2, … and every length.
+///
+/// Costs a pass for the CRC and one over the records.
+pub fn validate(batch: &[u8]) -> Result<BatchHeader, BatchError> {
+    let header = parse_header(batch)?;
+    let total = header.total_len();
+    if batch.len() < total {
+        return Err(BatchError::Truncated {
+            have: batch.len(),
+            need: total,
+        });
+    }
+    if batch.len() > total {
+        return Err(BatchError::TrailingBytes {
+            extra: batch.len() - total,
+        });
+    }
+    let computed = crc32c::crc32c(&batch[CRC_START..]);
+    if computed != header.crc {
+        return Err(BatchError::Crc {
+            stored: header.crc,
+            computed,
+        });
+    }
+    let wrong_count = BatchError::Count {
+        count: header.records_count,
+        last_delta: header.last_offset_delta,
+    };
+    if header.records_count < 1 || header.last_offset_delta != header.records_count - 1 {
+        return Err(wrong_count);
+    }
+    if header.codec() == 0 {
+        if header.records_count as usize > (total - HEADER_LEN) / RECORD_MIN {
+            return Err(wrong_count);
+        }
+        let mut walk = Records::over(&header, &batch[HEADER_LEN..]);
+        for record in walk.by_ref() {
+            record?;
+        }
+        if !walk.rest.is_empty() {
+            return Err(wrong_count);
+        }
+    }
+    Ok(header)
+}
+
+/// As [`validate`], and only what a producer may send where batches are stored as they come: not
+/// compressed, neither transactional nor a control batch, no attribute that is unknown.
+pub fn validate_produced(batch: &[u8]) -> Result<BatchHeader, BatchError> {
+    let header = parse_header(batch)?;
+    if header.codec() != 0 {
+        return Err(BatchError::Codec(header.codec()));
+    }
+    if header.attributes & !LOG_APPEND_TIME != 0 {
+        return Err(BatchError::Attributes(header.attributes));
+    }
+    validate(batch)
+}
+
+/// Writes the offset of the first record into a batch; the CRC stays valid.
+///
+/// # Panics
+/// When `batch` is shorter than a header.
+#[inline]
+pub fn set_base_offset(batch: &mut [u8], offset: i64) {
+    batch[0..8].copy_from_slice(&offset.to_be_bytes());
+}
+
+/// Writes the leader epoch into a batch; the CRC stays valid.
+///
+/// # Panics
+/// When `batch` is shorter than a header.
+#[inline]
+pub fn set_leader_epoch(batch: &mut [u8], epoch: i32) {
+    batch[12..16].copy_from_slice(&epoch.to_be_bytes());
+}
+
+/// The number of messages that bytes claim to hold, whether they are a valid batch or not; at least
+/// 1 and at most what could fit. Receiver and shard count by it, so that their accounts agree also
+/// about batches that are refused.
+#[inline]
+pub fn claimed_records(batch: &[u8]) -> u32 {
+    let Some(header) = batch.first_chunk::<HEADER_LEN>() else {
+        return 1;
+    };
+    let most = ((batch.len() - HEADER_LEN) / RECORD_MIN).max(1) as i32;
+    i32::from_be_bytes(array(header, 57)).clamp(1, most) as u32
+}
+
+/// One message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// Its offset.
+    pub offset: i64,
+    /// Its timestamp, Unix milliseconds.
+    pub timestamp: i64,
+    /// Its key.
+    pub key: Option<&'a [u8]>,
+    /// Its value; `None` is a tombstone.
+    pub value: Option<&'a [u8]>,
+    headers: &'a [u8],
+    header_count: i32,
+}
+
+impl<'a> Record<'a> {
+    /// The record's headers: names and values.
+    pub fn headers(&self) -> RecordHeaders<'a> {
+        RecordHeaders {
+            rest: self.headers,
+            left: self.header_count,
+        }
+    }
+}
+
+/// Iterates over the headers of a record; ends early where they are malformed.
+#[derive(Debug, Clone)]
+pub struct RecordHeaders<'a> {
+    rest: &'a [u8],
+    left: i32,
+}
+
+impl<'a> Iterator for RecordHeaders<'a> {
+    type Item = (&'a [u8], Option<&'a [u8]>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left <= 0 {
+            return None;
+        }
+        self.left -= 1;
+        let mut cursor = Cursor(self.rest);
+        let name = cursor.bytes()??;
+        let value = cursor.bytes()?;
+        self.rest = cursor.0;
+        Some((name, value))
+    }
+}
+
+/// Iterates over the records of an uncompressed batch; ends after the first error.
+#[derive(Debug, Clone)]
+pub struct Records<'a> {
+    rest: &'a [u8],
+    base_offset: i64,
+    base_timestamp: i64,
+    append_time: Option<i64>,
+    index: i32,
+    count: i32,
+}
+
+impl<'a> Records<'a> {
+    /// Over the records of `batch`, which must be whole and uncompressed; its CRC is not checked.
+    pub fn new(batch: &'a [u8]) -> Result<Self, BatchError> {
+        let header = parse_header(batch)?;
+        if header.codec() != 0 {
+            return Err(BatchError::Codec(header.codec()));
+        }
+        let total = header.total_len();
+        let records = batch.get(HEADER_LEN..total).ok_or(BatchError::Truncated {
+            have: batch.len(),
+            need: total,
+        })?;
+        Ok(Self::over(&header, records))
+    }
+
+    fn over(header: &BatchHeader, records: &'a [u8]) -> Self {
+        Self {
+            rest: records,
+            base_offset: header.base_offset,
+            base_timestamp: header.base_timestamp,
+            append_time: (header.attributes & LOG_APPEND_TIME != 0).then_some(header.max_timestamp),
+            index: 0,
+            count: header.records_count,
+        }
+    }
+
+    #[inline]
+    fn record(&mut self) -> Option<Record<'a>> {
+        let mut outer = Cursor(self.rest);
+        let length = usize::try_from(outer.varint()?).ok()?;
+        let body = outer.take(length)?;
+        let mut cursor = Cursor(body);
+        cursor.take(1)?; // attributes: none are defined
+        let timestamp_delta = cursor.varint()?;
+        if cursor.varint()? != i64::from(self.index) {
+            return None;
+        }
+        let key = cursor.bytes()?;
+        let value = cursor.bytes()?;
+        let header_count = i32::try_from(cursor.varint()?).ok().filter(|&n| n >= 0)?;
+        let headers = cursor.0;
+        for _ in 0..header_count {
+            cursor.bytes()??; // the name is not null
+            cursor.bytes()?;
+        }
+        if !cursor.0.is_empty() {
+            return None;
+        }
+        self.rest = outer.0;
+        Some(Record {
+            offset: self.base_offset.wrapping_add(i64::from(self.index)),
+            timestamp: self
+                .append_time
+                .unwrap_or_else(|| self.base_timestamp.wrapping_add(timestamp_delta)),
+            key,
+            value,
+            headers,
+            header_count,
+        })
+    }
+}
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Result<Record<'a>, BatchError>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.index >= self.count {
+            return None;
+        }
+        let record = self.record();
+        let result = record.ok_or(BatchError::Record { index: self.index });
+        self.index = if result.is_ok() {
+            self.index + 1
+        } else {
+            self.count
+        };
+        Some(result)
+    }
+}
+
+/// What is left to read.
+struct Cursor<'a>(&'a [u8]);
+
+impl<'a> Cursor<'a> {
+    #[inline(always)]
+    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    #[inline(always)]
+    fn varint(&mut self) -> Option<i64> {
+        let (value, taken) = varint::get(self.0)?;
+        self.0 = &self.0[taken..];
+        Some(value)
+    }
+
+    /// A length and as many bytes; length −1 is null. The outer `Option` is an error.
+    #[inline(always)]
+    fn bytes(&mut self) -> Option<Option<&'a [u8]>> {
+        match self.varint()? {
+            -1 => Some(None),
+            len => Some(Some(self.take(usize::try_from(len).ok()?)?)),
+        }
+    }
+}
+
+/// The buffer cannot hold the record; the batch is as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the record does not fit the batch")]
+pub struct Full;
+
+/// Writes an uncompressed batch in place, without allocation.
+///
+/// Cost: a copy of key and value and about ten bytes for each record, one pass of CRC-32C at the end.
+#[derive(Debug)]
+pub struct BatchWriter<'a> {
+    buf: &'a mut [u8],
+    at: usize,
+    count: i32,
+    base_timestamp: i64,
+    max_timestamp: i64,
+    producer: (i64, i16, i32),
+    attributes: i16,
+}
+
+impl<'a> BatchWriter<'a> {
+    /// Begins a batch in `buf`; `base_timestamp` in Unix milliseconds.
+    ///
+    /// # Panics
+    /// When `buf` is shorter than a header.
+    #[inline]
+    pub fn new(buf: &'a mut [u8], base_timestamp: i64) -> Self {
+        assert!(buf.len() >= HEADER_LEN, "no room for a batch header");
+        Self {
+            buf,
+            at: HEADER_LEN,
+            count: 0,
+            base_timestamp,
+            max_timestamp: base_timestamp,
+            producer: (-1, -1, -1),
+            attributes: 0,
+        }
+    }
+
+    /// Makes it a batch of an idempotent producer.
+    #[must_use]
+    pub fn with_producer(mut self, id: i64, epoch: i16, base_sequence: i32) -> Self {
+        self.producer = (id, epoch, base_sequence);
+        self
+    }
+
+    /// Makes it a control batch.
+    #[must_use]
+    pub fn control(mut self) -> Self {
+        self.attributes |= CONTROL;
+        self
+    }
+
+    /// Number of records so far.
+    #[inline]
+    pub fn count(&self) -> i32 {
+        self.count
+    }
+
+    /// Bytes so far, the header included.
+    #[inline]
+    #[allow(clippy::len_without_is_empty)] // a batch always has its header
+    pub fn len(&self) -> usize {
+        self.at
+    }
+
+    /// Whether a record without headers surely fits.
+    #[inline]
+    pub fn fits(&self, key_len: usize, value_len: usize) -> bool {
+        self.buf.len() - self.at >= key_len + value_len + RAW_RECORD_OVERHEAD_MAX + 4
+    }
+
+    /// Appends a record; `timestamp` in Unix milliseconds.
+    #[inline]
+    pub fn push(
+        &mut self,
+        timestamp: i64,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+    ) -> Result<(), Full> {
+        let delta = timestamp.wrapping_sub(self.base_timestamp);
+        let field = |bytes: Option<&[u8]>| match bytes {
+            None => 1,
+            Some(bytes) => varint::len(bytes.len() as i64) + bytes.len(),
+        };
+        let body = 1
+            + varint::len(delta)
+            + varint::len(i64::from(self.count))
+            + field(key)
+            + field(value)
+            + 1;
+        let total = varint::len(body as i64) + body;
+        let Some(out) = self.buf.get_mut(self.at..self.at + total) else {
+            return Err(Full);
+        };
+        let mut at = varint::put(out, body as i64);
+        out[at] = 0; // attributes
+        at += 1;
+        at += varint::put(&mut out[at..], delta);
+        at += varint::put(&mut out[at..], i64::from(self.count));
+        for bytes in [key, value] {
+            match bytes {
+                None => at += varint::put(&mut out[at..], -1),
+                Some(bytes) => {
+                    at += varint::put(&mut out[at..], bytes.len() as i64);
+                    out[at..at + bytes.len()].copy_from_slice(bytes);
+                    at += bytes.len();
+                }
+            }
+        }
+        out[at] = 0; // no headers
+        debug_assert_eq!(at + 1, total);
+        self.at += total;
+        self.count += 1;
+        self.max_timestamp = self.max_timestamp.max(timestamp);
+        Ok(())
+    }
+
+    /// Writes the header and the CRC; returns the bytes of the batch.
+    ///
+    /// # Panics
+    /// When the batch has no record.
+    #[inline]
+    pub fn finish(self, base_offset: i64) -> usize {
+        assert!(self.count > 0, "a batch has at least one record");
+        let (producer_id, producer_epoch, base_sequence) = self.producer;
+        let batch = &mut self.buf[..self.at];
+        batch[0..8].copy_from_slice(&base_offset.to_be_bytes());
+        batch[8..12].copy_from_slice(&((self.at - LENGTH_BASE) as i32).to_be_bytes());
+        batch[12..16].copy_from_slice(&0i32.to_be_bytes());
+        batch[16] = MAGIC as u8;
+        batch[21..23].copy_from_slice(&self.attributes.to_be_bytes());
+        batch[23..27].copy_from_slice(&(self.count - 1).to_be_bytes());
+        batch[27..35].copy_from_slice(&self.base_timestamp.to_be_bytes());
+        batch[35..43].copy_from_slice(&self.max_timestamp.to_be_bytes());
+        batch[43..51].copy_from_slice(&producer_id.to_be_bytes());
+        batch[51..53].copy_from_slice(&producer_epoch.to_be_bytes());
+        batch[53..57].copy_from_slice(&base_sequence.to_be_bytes());
+        batch[57..61].copy_from_slice(&self.count.to_be_bytes());
+        let crc = crc32c::crc32c(&batch[CRC_START..]);
+        batch[17..21].copy_from_slice(&crc.to_be_bytes());
+        self.at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    type Message = (i64, Option<Vec<u8>>, Option<Vec<u8>>);
+
+    fn written(messages: &[Message], base_offset: i64) -> Vec<u8> {
+        let mut buf = vec![0; 1 << 16];
+        let mut writer = BatchWriter::new(&mut buf, messages[0].0).with_producer(77, 3, 5);
+        for (timestamp, key, value) in messages {
+            assert!(writer.fits(
+                key.as_ref().map_or(0, Vec::len),
+                value.as_ref().map_or(0, Vec::len)
+            ));
+            writer
+                .push(*timestamp, key.as_deref(), value.as_deref())
+                .unwrap();
+        }
+        let len = writer.finish(base_offset);
+        buf.truncate(len);
+        buf
+    }
+
+    #[test]
+    fn corrections_outside_the_crc_keep_a_batch_valid() {
+        let mut batch = written(&[(1000, None, Some(b"v".to_vec()))], 0);
+        set_base_offset(&mut batch, 1 << 40);
+        set_leader_epoch(&mut batch, 9);
+        let header = validate(&batch).unwrap();
+        assert_eq!(
+            (header.base_offset, header.partition_leader_epoch),
+            (1 << 40, 9)
+        );
+        assert_eq!(header.next_offset(), (1 << 40) + 1);
+        assert_eq!(
+            (
+                header.producer_id,
+                header.producer_epoch,
+                header.base_sequence
+            ),
+            (77, 3, 5)
+        );
+    }
+
+    #[test]
+    fn a_full_buffer_leaves_the_batch_as_it_was() {
+        let mut buf = vec![0; HEADER_LEN + 20];
+        let mut writer = BatchWriter::new(&mut buf, 0);
+        writer.push(0, None, Some(b"0123456789")).unwrap();
+        assert_eq!(writer.push(0, None, Some(b"0123456789")), Err(Full));
+        let len = writer.finish(0);
+        assert_eq!(validate(&buf[..len]).unwrap().records_count, 1);
+    }
+
+    #[test]
+    fn what_a_producer_may_not_set_is_refused() {
+        let mut buf = vec![0; 200];
+        let mut writer = BatchWriter::new(&mut buf, 0).control();
+        writer.push(0, Some(b"k"), None).unwrap();
+        let len = writer.finish(0);
+        assert!(validate(&buf[..len]).unwrap().is_control());
+        assert_eq!(
+            validate_produced(&buf[..len]),
+            Err(BatchError::Attributes(CONTROL))
+        );
+        buf[22] = 3;
+        assert_eq!(validate_produced(&buf[..len]), Err(BatchError::Codec(3)));
+        assert_ne!(TRANSACTIONAL, CONTROL);
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(
+            messages in prop::collection::vec(
+                (0i64..4_000_000_000_000, prop::option::of(prop::collection::vec(any::<u8>(), 0..40)),
+                 prop::option::of(prop::collection::vec(any::<u8>(), 0..300))), 1..40),
+            base_offset in 0i64..(1 << 60),
+        ) {
+            let batch = written(&messages, base_offset);
+            let header = validate(&batch).unwrap();
+            prop_assert_eq!(header.total_len(), batch.len());
+            prop_assert_eq!(header.records_count as usize, messages.len());
+            prop_assert_eq!(claimed_records(&batch) as usize, messages.len());
+            prop_assert_eq!(header.max_timestamp, messages.iter().map(|m| m.0).max().unwrap());
+            for (i, (record, message)) in Records::new(&batch).unwrap().zip(&messages).enumerate() {
+                let record = record.unwrap();
+                prop_assert_eq!(record.offset, base_offset + i as i64);
+                prop_assert_eq!(record.timestamp, message.0);
+                prop_assert_eq!(record.key, message.1.as_deref());
+                prop_assert_eq!(record.value, message.2.as_deref());
+                prop_assert_eq!(record.headers().count(), 0);
+            }
+        }
+
+        #[test]
+        fn a_flipped_bit_is_found(at in 0usize..200, bit in 0u8..8) {
+            let mut batch = written(&[(5, Some(b"key".to_vec()), Some(vec![7; 100])), (6, None, None)], 3);
+            let at = at % batch.len();
+            batch[at] ^= 1 << bit;
+            // Base offset and leader epoch lie outside the CRC.
+            let outside = at < 8 || (12..16).contains(&at);
+            prop_assert_eq!(validate(&batch).is_ok(), outside);
+        }
+
+        #[test]
+        fn any_bytes_are_refused_or_taken_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = (validate(&bytes), validate_produced(&bytes), claimed_records(&bytes));
+            if let Ok(records) = Records::new(&bytes) {
+                for record in records.flatten() {
+                    record.headers().for_each(drop);
+                }
+            }
+        }
+
+        #[test]
+        fn any_records_behind_a_true_header_are_safe(records in prop::collection::vec(any::<u8>(), 0..200), count in -1i32..50) {
+            let mut batch = written(&[(0, None, None)], 0);
+            batch.truncate(HEADER_LEN);
+            batch.extend_from_slice(&records);
+            let length = (batch.len() - LENGTH_BASE) as i32;
+            batch[8..12].copy_from_slice(&length.to_be_bytes());
+            batch[23..27].copy_from_slice(&count.wrapping_sub(1).to_be_bytes());
+            batch[57..61].copy_from_slice(&count.to_be_bytes());
+            let crc = crc32c::crc32c(&batch[CRC_START..]);
+            batch[17..21].copy_from_slice(&crc.to_be_bytes());
+            if validate(&batch).is_ok() {
+                prop_assert_eq!(Records::new(&batch).unwrap().filter(Result::is_ok).count() as i32, count);
+            }
+        }
+    }
+}
