@@ -29,8 +29,6 @@ pub const MAGIC: i8 = 2;
 const CODEC_MASK: i16 = 0b111;
 /// Attributes: the broker's time instead of the producer's.
 const LOG_APPEND_TIME: i16 = 1 << 3;
-/// Attributes: part of a transaction.
-const TRANSACTIONAL: i16 = 1 << 4;
 /// Attributes: no messages but marks for readers.
 const CONTROL: i16 = 1 << 5;
 /// The fewest bytes that a record takes: length, attributes, two deltas, key and value lengths,
@@ -666,7 +664,6 @@ mod tests {
         );
         buf[22] = 3;
         assert_eq!(validate_produced(&buf[..len]), Err(BatchError::Codec(3)));
-        assert_ne!(TRANSACTIONAL, CONTROL);
     }
 
     proptest! {
