@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# What the bar scripts share: a scratch folder that goes away, medians, and the last line.
+# Source it from the checkout's root.
+
+set -euo pipefail
+
+TAFFRAIL=${TAFFRAIL:-$PWD/target/release/taffrail}
+
+die() { echo "$(basename "$0"): $*" >&2; exit 2; }
+
+[[ -x $TAFFRAIL ]] || die "no $TAFFRAIL: run scripts/demo.sh once, or cargo build --release"
+
+SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/taffrail-bar.XXXXXX")
+declare -a UNDO=("rm -rf '$SCRATCH'")
+undo() {
+    local i
+    set +e
+    for ((i = ${#UNDO[@]} - 1; i >= 0; i--)); do eval "${UNDO[i]}"; done 2>/dev/null
+}
+trap undo EXIT
+trap 'exit 130' INT TERM
+
+# Reserves 2 MiB hugepages so that at least $1 MiB are free; gives back what it added.
+need_hugepages() {
+    local free total
+    free=$(awk '/^HugePages_Free/ { print $2 * 2 }' /proc/meminfo)
+    total=$(</proc/sys/vm/nr_hugepages)
+    if ((free < $1)); then
+        UNDO+=("echo $total >/proc/sys/vm/nr_hugepages")
+        echo $((total + ($1 - free + 1) / 2)) >/proc/sys/vm/nr_hugepages
+    fi
+    if ! awk '$3 == "hugetlbfs"' /proc/mounts | grep -q .; then
+        mkdir -p /dev/hugepages
+        mount -t hugetlbfs hugetlbfs /dev/hugepages
+    fi
+    free=$(awk '/^HugePages_Free/ { print $2 * 2 }' /proc/meminfo)
+    ((free >= $1)) || die "$1 MiB of hugepages are needed, the kernel gives $free: free memory, or reserve at boot"
+}
+
+# The median of the numbers given.
+median() { printf '%s\n' "$@" | sort -g | awk '{ v[NR] = $1 } END { print (NR % 2) ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
+
+# verdict NAME FIGURE BAR [at-most]: prints the last line; the exit status says whether the bar holds.
+verdict() {
+    echo "$1 $2 (bar $3)"
+    awk -v f="$2" -v b="$3" -v most="${4:-}" 'BEGIN { exit !(most == "" ? f >= b : f <= b) }'
+}
+
+# wait_for SECONDS COMMAND...: until it succeeds.
+wait_for() {
+    local end=$((SECONDS + $1))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        ((SECONDS < end)) || die "waited too long for: $*"
+        sleep 0.1
+    done
+}
