@@ -1,1 +1,15 @@
 //! What an rx lcore runs: parse, demultiplex, answer.
+//!
+//! Everything here is sans-io: frames are byte slices, nothing allocates once it is constructed.
+
+mod counters;
+mod demux;
+mod drop_reason;
+mod interface;
+mod parse;
+
+pub use counters::{Handled, NetCounters};
+pub use demux::{Demux, DuplicateListener, Listener, Target};
+pub use drop_reason::DropReason;
+pub use interface::{Interface, InterfaceConfig, Relation, link_local, solicited_node};
+pub use parse::{ControlPacket, ParseOptions, Parsed, UdpPacket, parse};

@@ -1,5 +1,11 @@
 //! Formats on the wire, sans-io: bytes in, values out, and back.
 
+pub mod arp;
+pub mod checksum;
 pub mod datagram;
+pub mod ethernet;
+pub mod ipv4;
+pub mod ipv6;
 pub mod record_batch;
+pub mod udp;
 pub mod varint;

@@ -1,0 +1,441 @@
+//! One pass over a received frame: what is it, where is its payload, or why is it dropped.
+//!
+//! Checks in this order, the first that fails names the drop: Ethernet length, VLAN, destination
+//! MAC, type; IP version, lengths and header checksum; destination address; fragments; protocol;
+//! then UDP length and checksum. So a frame that is not for us is `not_for_us` whatever it carries.
+//!
+//! Invariants: no byte outside the frame is read and no input panics; offsets in the result lie
+//! within the frame (frames beyond 65 535 bytes are seen cut to that).
+//!
+//! Sources: RFC 791, RFC 8200, RFC 768, RFC 826, RFC 1122 §3.2.1.
+
+use super::drop_reason::DropReason;
+use super::interface::{Interface, Relation};
+use crate::wire::checksum::{Sum, pseudo_header};
+use crate::wire::ethernet::{self, Mac, NO_VLAN};
+use crate::wire::{arp, ipv4, ipv6, udp};
+
+/// Extension headers walked before a packet is refused; real ones have at most three.
+const MAX_EXTENSION_HEADERS: usize = 8;
+
+/// What is known of a frame besides its bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct ParseOptions<'a> {
+    /// Who we are.
+    pub interface: &'a Interface,
+    /// The NIC found the IPv4 header checksum good.
+    pub l3_good: bool,
+    /// The NIC found the UDP checksum good.
+    pub l4_good: bool,
+    /// Also take a UDP checksum field that holds only the folded, un-complemented sum of the
+    /// pseudo-header. Linux leaves that in packets whose checksum a device was to finish
+    /// (`CHECKSUM_PARTIAL`); on veth and tap no device does, and AF_PACKET and AF_XDP show it so.
+    pub partial_checksums: bool,
+    /// The VLAN id that the NIC or kernel took out of the frame, [`NO_VLAN`] for none.
+    pub stripped_vlan: u16,
+}
+
+impl<'a> ParseOptions<'a> {
+    /// Everything is checked in software.
+    pub fn new(interface: &'a Interface) -> Self {
+        Self {
+            interface,
+            l3_good: false,
+            l4_good: false,
+            partial_checksums: false,
+            stripped_vlan: NO_VLAN,
+        }
+    }
+}
+
+/// A UDP datagram for one of our addresses or groups; offsets count from the frame's start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UdpPacket {
+    /// Of the UDP payload.
+    pub payload_offset: u16,
+    /// Bytes of UDP payload.
+    pub payload_len: u16,
+    /// Of the IP header.
+    pub ip_offset: u16,
+    /// Sender's port.
+    pub src_port: u16,
+    /// Our port.
+    pub dst_port: u16,
+    /// 4 or 6.
+    pub ip_version: u8,
+    /// What the destination address is to us; never foreign.
+    pub relation: Relation,
+}
+
+/// A control message; offsets count from the frame's start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ControlPacket {
+    /// Of the IP header; of the ARP packet for ARP.
+    pub ip_offset: u16,
+    /// Of the message.
+    pub offset: u16,
+    /// Bytes of the message, without padding.
+    pub len: u16,
+    /// What the destination address is to us; foreign for groups whose ICMPv6 is only looked at.
+    pub relation: Relation,
+}
+
+/// What a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parsed {
+    /// A datagram, checksum verified.
+    Udp(UdpPacket),
+    /// Well-formed ARP.
+    Arp(ControlPacket),
+    /// ICMP over IPv4, checksum verified.
+    Icmp(ControlPacket),
+    /// ICMPv6, checksum verified.
+    Icmpv6(ControlPacket),
+    /// IGMP, checksum verified.
+    Igmp(ControlPacket),
+    /// Nothing for us.
+    Drop(DropReason),
+}
+
+impl UdpPacket {
+    /// The payload within its frame.
+    ///
+    /// # Panics
+    /// When `frame` is not the frame that was parsed.
+    #[inline(always)]
+    pub fn payload<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
+        &frame[usize::from(self.payload_offset)..][..usize::from(self.payload_len)]
+    }
+
+    /// The sender's address, 4 or 16 bytes.
+    ///
+    /// # Panics
+    /// When `frame` is not the frame that was parsed.
+    #[inline(always)]
+    pub fn src<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
+        let ip = usize::from(self.ip_offset);
+        if self.ip_version == 4 {
+            &frame[ip + ipv4::SOURCE..][..4]
+        } else {
+            &frame[ip + ipv6::SOURCE..][..16]
+        }
+    }
+
+    /// The address it was sent to, 4 or 16 bytes.
+    ///
+    /// # Panics
+    /// When `frame` is not the frame that was parsed.
+    #[inline(always)]
+    pub fn dst<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
+        let ip = usize::from(self.ip_offset);
+        if self.ip_version == 4 {
+            &frame[ip + ipv4::DESTINATION..][..4]
+        } else {
+            &frame[ip + ipv6::DESTINATION..][..16]
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn be16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+#[inline(always)]
+pub(super) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut out = [0; N];
+    out.copy_from_slice(&bytes[at..at + N]);
+    out
+}
+
+/// Reads `frame`, which begins with the Ethernet destination and has no check sequence behind it.
+///
+/// Cost: the headers, plus one pass over the UDP payload unless the NIC verified the checksum.
+#[inline]
+pub fn parse(frame: &[u8], options: &ParseOptions<'_>) -> Parsed {
+    let frame = &frame[..frame.len().min(usize::from(u16::MAX))];
+    match parse_ethernet(frame, options) {
+        Ok(parsed) => parsed,
+        Err(reason) => Parsed::Drop(reason),
+    }
+}
+
+#[inline(always)]
+fn parse_ethernet(frame: &[u8], options: &ParseOptions<'_>) -> Result<Parsed, DropReason> {
+    let header: &[u8; ethernet::HEADER_LEN] = frame.first_chunk().ok_or(DropReason::Truncated)?;
+    let mut ether_type = be16(header, 12);
+    let mut vlan = options.stripped_vlan;
+    let mut offset = ethernet::HEADER_LEN;
+    if ether_type == ethernet::TYPE_VLAN || ether_type == ethernet::TYPE_SERVICE_VLAN {
+        // A second tag, and one of a provider's network, belong to no VLAN of ours.
+        if vlan != NO_VLAN || ether_type == ethernet::TYPE_SERVICE_VLAN {
+            return Err(DropReason::WrongVlan);
+        }
+        let tag: &[u8; 4] = frame[offset..].first_chunk().ok_or(DropReason::Truncated)?;
+        vlan = be16(tag, 0) & ethernet::VLAN_ID_MASK;
+        ether_type = be16(tag, 2);
+        offset += ethernet::VLAN_TAG_LEN;
+        if ether_type == ethernet::TYPE_VLAN || ether_type == ethernet::TYPE_SERVICE_VLAN {
+            return Err(DropReason::WrongVlan);
+        }
+    }
+    // VLAN 0 only carries a priority (IEEE 802.1Q §9.6): such a frame counts as untagged.
+    let vlan = if vlan == 0 { NO_VLAN } else { vlan };
+    let interface = options.interface;
+    if vlan != interface.vlan() {
+        return Err(DropReason::WrongVlan);
+    }
+    let mac: Mac = array(header, 0);
+    if !interface.accepts_mac(&mac) {
+        // Of link-local groups that are not ours, ICMPv6 is looked at all the same.
+        if ether_type == ethernet::TYPE_IPV6 && mac[0] == 0x33 && mac[1] == 0x33 {
+            return match parse_ipv6(frame, offset, options) {
+                Ok(parsed @ Parsed::Icmpv6(_)) => Ok(parsed),
+                _ => Err(DropReason::NotForUs),
+            };
+        }
+        return Err(DropReason::NotForUs);
+    }
+    match ether_type {
+        ethernet::TYPE_IPV4 => parse_ipv4(frame, offset, options),
+        ethernet::TYPE_IPV6 => parse_ipv6(frame, offset, options),
+        ethernet::TYPE_ARP => parse_arp(frame, offset),
+        _ => Err(DropReason::UnknownEthertype),
+    }
+}
+
+#[inline(never)]
+fn parse_arp(frame: &[u8], offset: usize) -> Result<Parsed, DropReason> {
+    arp::Packet::parse(&frame[offset..]).ok_or(DropReason::BadArp)?;
+    Ok(Parsed::Arp(ControlPacket {
+        ip_offset: offset as u16,
+        offset: offset as u16,
+        len: arp::LEN as u16,
+        relation: Relation::Foreign,
+    }))
+}
+
+#[inline(always)]
+fn parse_ipv4(
+    frame: &[u8],
+    offset: usize,
+    options: &ParseOptions<'_>,
+) -> Result<Parsed, DropReason> {
+    let ip = &frame[offset..];
+    let fixed: &[u8; ipv4::HEADER_LEN] = ip.first_chunk().ok_or(DropReason::Truncated)?;
+    let header_len = usize::from(fixed[0] & 0x0f) * 4;
+    if fixed[0] >> 4 != 4 || header_len < ipv4::HEADER_LEN {
+        return Err(DropReason::BadIpHeader);
+    }
+    let header_valid = if header_len == ipv4::HEADER_LEN {
+        options.l3_good || Sum::of(fixed).is_valid()
+    } else {
+        let header = ip.get(..header_len).ok_or(DropReason::Truncated)?;
+        options.l3_good || Sum::of(header).is_valid()
+    };
+    if !header_valid {
+        return Err(DropReason::BadIpv4Checksum);
+    }
+    let total_len = usize::from(be16(fixed, 2));
+    if total_len < header_len {
+        return Err(DropReason::BadIpHeader);
+    }
+    // Bytes behind the total length are Ethernet padding.
+    let packet = ip.get(..total_len).ok_or(DropReason::Truncated)?;
+    let relation = options
+        .interface
+        .relation_v4(array(fixed, ipv4::DESTINATION));
+    if relation == Relation::Foreign {
+        return Err(DropReason::NotForUs);
+    }
+    if be16(fixed, 6) & ipv4::FRAGMENT_MASK != 0 {
+        return Err(DropReason::Fragment);
+    }
+    let payload = &packet[header_len..];
+    let payload_offset = offset + header_len;
+    match fixed[9] {
+        ipv4::PROTOCOL_UDP => {
+            let (src_port, dst_port, len) =
+                parse_udp(payload, &fixed[ipv4::SOURCE..], false, options)?;
+            Ok(Parsed::Udp(UdpPacket {
+                payload_offset: (payload_offset + udp::HEADER_LEN) as u16,
+                payload_len: len,
+                ip_offset: offset as u16,
+                src_port,
+                dst_port,
+                ip_version: 4,
+                relation,
+            }))
+        }
+        protocol @ (ipv4::PROTOCOL_ICMP | ipv4::PROTOCOL_IGMP) => {
+            // Both have a header of 8 bytes and a checksum over the message alone.
+            if payload.len() < 8 || !Sum::of(payload).is_valid() {
+                return Err(DropReason::BadIcmp);
+            }
+            let packet = ControlPacket {
+                ip_offset: offset as u16,
+                offset: payload_offset as u16,
+                len: payload.len() as u16,
+                relation,
+            };
+            Ok(if protocol == ipv4::PROTOCOL_ICMP {
+                Parsed::Icmp(packet)
+            } else {
+                Parsed::Igmp(packet)
+            })
+        }
+        _ => Err(DropReason::UnknownProtocol),
+    }
+}
+
+#[inline]
+fn parse_ipv6(
+    frame: &[u8],
+    offset: usize,
+    options: &ParseOptions<'_>,
+) -> Result<Parsed, DropReason> {
+    let ip = &frame[offset..];
+    let fixed: &[u8; ipv6::HEADER_LEN] = ip.first_chunk().ok_or(DropReason::Truncated)?;
+    if fixed[0] >> 4 != 6 {
+        return Err(DropReason::BadIpHeader);
+    }
+    let payload_len = usize::from(be16(fixed, 4));
+    let packet = ip
+        .get(..ipv6::HEADER_LEN + payload_len)
+        .ok_or(DropReason::Truncated)?;
+    let destination: [u8; 16] = array(fixed, ipv6::DESTINATION);
+    let relation = options.interface.relation_v6(destination);
+    // Neighbour discovery and MLD talk to groups we need not be in: theirs is looked at below.
+    let link_local_group = destination[0] == 0xff && destination[1] & 0x0f == 2;
+    if relation == Relation::Foreign && !link_local_group {
+        return Err(DropReason::NotForUs);
+    }
+    let mut next_header = fixed[6];
+    let mut at = ipv6::HEADER_LEN;
+    if next_header != ipv6::NEXT_UDP {
+        (next_header, at) = match skip_extension_headers(packet, next_header) {
+            Ok(found) => found,
+            Err(_) if relation == Relation::Foreign => return Err(DropReason::NotForUs),
+            Err(reason) => return Err(reason),
+        };
+    }
+    if relation == Relation::Foreign && next_header != ipv6::NEXT_ICMPV6 {
+        return Err(DropReason::NotForUs);
+    }
+    let payload = &packet[at..];
+    let payload_offset = offset + at;
+    match next_header {
+        ipv6::NEXT_UDP => {
+            let (src_port, dst_port, len) =
+                parse_udp(payload, &fixed[ipv6::SOURCE..], true, options)?;
+            Ok(Parsed::Udp(UdpPacket {
+                payload_offset: (payload_offset + udp::HEADER_LEN) as u16,
+                payload_len: len,
+                ip_offset: offset as u16,
+                src_port,
+                dst_port,
+                ip_version: 6,
+                relation,
+            }))
+        }
+        ipv6::NEXT_ICMPV6 => {
+            let len = payload.len() as u16;
+            let sum = pseudo_header(&fixed[ipv6::SOURCE..], ipv6::NEXT_ICMPV6, len)
+                .plus(Sum::of(payload));
+            // Type, code and checksum are common to all messages (RFC 4443 §2.1).
+            if payload.len() < 4 || !sum.is_valid() {
+                return Err(DropReason::BadIcmp);
+            }
+            Ok(Parsed::Icmpv6(ControlPacket {
+                ip_offset: offset as u16,
+                offset: payload_offset as u16,
+                len,
+                relation,
+            }))
+        }
+        _ => Err(DropReason::UnknownProtocol),
+    }
+}
+
+/// Finds the first header that is no extension header; `packet` begins with the fixed header.
+#[inline(never)]
+fn skip_extension_headers(packet: &[u8], first: u8) -> Result<(u8, usize), DropReason> {
+    let mut next_header = first;
+    let mut at = ipv6::HEADER_LEN;
+    for index in 0..MAX_EXTENSION_HEADERS {
+        match next_header {
+            ipv6::NEXT_HOP_BY_HOP if index > 0 => return Err(DropReason::BadIpHeader),
+            ipv6::NEXT_HOP_BY_HOP | ipv6::NEXT_DESTINATION | ipv6::NEXT_ROUTING => {}
+            ipv6::NEXT_FRAGMENT => return Err(DropReason::Fragment),
+            _ => return Ok((next_header, at)),
+        }
+        let fixed: &[u8; 8] = packet[at..].first_chunk().ok_or(DropReason::Truncated)?;
+        let len = 8 + usize::from(fixed[1]) * 8;
+        let header = packet.get(at..at + len).ok_or(DropReason::Truncated)?;
+        if next_header == ipv6::NEXT_ROUTING {
+            // With segments left the packet is on its way to somebody else (RFC 8200 §4.4).
+            if header[3] != 0 {
+                return Err(DropReason::BadIpHeader);
+            }
+        } else {
+            check_options(&header[2..])?;
+        }
+        next_header = header[0];
+        at += len;
+    }
+    Err(DropReason::BadIpHeader)
+}
+
+/// Options whose type asks that an ignorant receiver drop the packet (RFC 8200 §4.2), and
+/// malformed ones, are refused; none needs to be understood here.
+fn check_options(mut options: &[u8]) -> Result<(), DropReason> {
+    while let [kind, rest @ ..] = options {
+        if *kind == 0 {
+            options = rest; // Pad1
+            continue;
+        }
+        if kind >> 6 != 0 {
+            return Err(DropReason::BadIpHeader);
+        }
+        let [len, rest @ ..] = rest else {
+            return Err(DropReason::BadIpHeader);
+        };
+        options = rest
+            .get(usize::from(*len)..)
+            .ok_or(DropReason::BadIpHeader)?;
+    }
+    Ok(())
+}
+
+/// Checks a UDP header and checksum; `addresses` are the IP header's two. Returns source port,
+/// destination port and payload length.
+#[inline(always)]
+fn parse_udp(
+    payload: &[u8],
+    addresses: &[u8],
+    checksum_required: bool,
+    options: &ParseOptions<'_>,
+) -> Result<(u16, u16, u16), DropReason> {
+    let header: &[u8; udp::HEADER_LEN] = payload.first_chunk().ok_or(DropReason::Truncated)?;
+    let len = be16(header, 4);
+    if usize::from(len) < udp::HEADER_LEN || usize::from(len) > payload.len() {
+        return Err(DropReason::BadLength);
+    }
+    let checksum = be16(header, 6);
+    if checksum == 0 {
+        if checksum_required {
+            return Err(DropReason::BadUdpChecksum);
+        }
+    } else if !options.l4_good {
+        let pseudo = pseudo_header(addresses, ipv4::PROTOCOL_UDP, len);
+        let sum = pseudo.plus(Sum::of(&payload[..usize::from(len)]));
+        if !sum.is_valid() && !(options.partial_checksums && checksum == pseudo.fold()) {
+            return Err(DropReason::BadUdpChecksum);
+        }
+    }
+    Ok((
+        be16(header, 0),
+        be16(header, 2),
+        len - udp::HEADER_LEN as u16,
+    ))
+}
