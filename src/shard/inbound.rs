@@ -6,8 +6,7 @@
 
 use std::ptr;
 
-/// Bytes between a [`ReplyTo`] and the record batch of a `PRODUCE` datagram: the datagram header.
-pub const PRODUCE_HEADER_LEN: usize = 32;
+use crate::wire::datagram::{AckEntry, PRODUCE_HEADER_LEN};
 
 /// Length of [`ReplyTo`] in memory.
 pub const REPLY_TO_LEN: usize = size_of::<ReplyTo>();
@@ -204,6 +203,15 @@ impl ReplyTo {
             )
         }
     }
+}
+
+/// What the shard hands to an rx lcore: one answer to one `Produce`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ack {
+    /// To whom.
+    pub reply: ReplyTo,
+    /// What is said.
+    pub entry: AckEntry,
 }
 
 /// Takes buffers back, in bulk.
