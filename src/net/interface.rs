@@ -151,7 +151,7 @@ impl Interface {
         broadcast_v4.extend(
             ipv4.iter()
                 .filter(|(_, prefix)| *prefix < 31)
-                .map(|(ip, prefix)| u32::from(*ip) | (u32::MAX >> prefix)),
+                .map(|(ip, prefix)| u32::from(*ip) | (u32::MAX >> prefix)), // prefix < 31: no overflow
         );
         Self {
             mac: config.mac,
@@ -255,6 +255,39 @@ impl Interface {
         } else {
             Relation::Foreign
         }
+    }
+
+    /// Our address from which to speak to `peer`: one of the same network, else the first.
+    pub fn source_v4(&self, peer: [u8; 4]) -> Option<[u8; 4]> {
+        let peer = u32::from_be_bytes(peer);
+        let near = |(ip, prefix): &&(Ipv4Addr, u8)| {
+            let host_bits = u32::MAX.checked_shr(u32::from(*prefix)).unwrap_or(0);
+            (u32::from(*ip) ^ peer) & !host_bits == 0
+        };
+        self.ipv4
+            .iter()
+            .find(near)
+            .or(self.ipv4.first())
+            .map(|(ip, _)| ip.octets())
+    }
+
+    /// Our address from which to speak to `peer`: one of the same scope, in the same network where
+    /// there is one (RFC 6724 rules 2 and 8, as far as one interface goes).
+    pub fn source_v6(&self, peer: [u8; 16]) -> Option<[u8; 16]> {
+        let peer = Ipv6Addr::from(peer);
+        let local = peer.is_unicast_link_local()
+            || (peer.octets()[0] == 0xff && peer.octets()[1] & 0xf == 2);
+        let same_scope = |(ip, _): &&(Ipv6Addr, u8)| ip.is_unicast_link_local() == local;
+        let near = |(ip, prefix): &&(Ipv6Addr, u8)| {
+            let host_bits = u128::MAX.checked_shr(u32::from(*prefix)).unwrap_or(0);
+            (u128::from(*ip) ^ u128::from(peer)) & !host_bits == 0
+        };
+        self.ipv6
+            .iter()
+            .find(|entry| same_scope(entry) && near(entry))
+            .or_else(|| self.ipv6.iter().find(same_scope))
+            .or(self.ipv6.first())
+            .map(|(ip, _)| ip.octets())
     }
 
     /// Whether an IPv4 packet to this address is for us.

@@ -7,9 +7,13 @@ mod demux;
 mod drop_reason;
 mod interface;
 mod parse;
+mod reply;
+mod service;
 
 pub use counters::{Handled, NetCounters};
 pub use demux::{Demux, DuplicateListener, Listener, Target};
 pub use drop_reason::DropReason;
 pub use interface::{Interface, InterfaceConfig, Relation, link_local, solicited_node};
 pub use parse::{ControlPacket, ParseOptions, Parsed, UdpPacket, parse};
+pub use reply::{AckCoalescer, AckFrame, payload_capacity, payload_offset, reply_to, udp_frame};
+pub use service::{ServedTopic, TopicTable};

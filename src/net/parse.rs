@@ -429,7 +429,8 @@ fn parse_udp(
     } else if !options.l4_good {
         let pseudo = pseudo_header(addresses, ipv4::PROTOCOL_UDP, len);
         let sum = pseudo.plus(Sum::of(&payload[..usize::from(len)]));
-        if !sum.is_valid() && !(options.partial_checksums && checksum == pseudo.fold()) {
+        let partial = options.partial_checksums && checksum == pseudo.fold();
+        if !sum.is_valid() && !partial {
             return Err(DropReason::BadUdpChecksum);
         }
     }
