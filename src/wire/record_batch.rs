@@ -284,6 +284,19 @@ pub fn claimed_records(batch: &[u8]) -> u32 {
     i32::from_be_bytes(array(header, 57)).clamp(1, most) as u32
 }
 
+/// Writes an idempotent producer's id, epoch and sequence into a whole batch and renews its CRC.
+///
+/// # Panics
+/// When `batch` is shorter than a header.
+#[inline]
+pub fn set_producer(batch: &mut [u8], id: i64, epoch: i16, base_sequence: i32) {
+    batch[43..51].copy_from_slice(&id.to_be_bytes());
+    batch[51..53].copy_from_slice(&epoch.to_be_bytes());
+    batch[53..57].copy_from_slice(&base_sequence.to_be_bytes());
+    let crc = crc32c::crc32c(&batch[CRC_START..]);
+    batch[17..21].copy_from_slice(&crc.to_be_bytes());
+}
+
 /// One message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record<'a> {
@@ -457,6 +470,26 @@ impl<'a> Cursor<'a> {
 #[error("the record does not fit the batch")]
 pub struct Full;
 
+/// How far a [`BatchWriter`] has come, without its buffer: for owners of a buffer that add records
+/// now and then.
+#[derive(Debug, Clone, Copy)]
+pub struct BatchProgress {
+    at: usize,
+    count: i32,
+    base_timestamp: i64,
+    max_timestamp: i64,
+    producer: (i64, i16, i32),
+    attributes: i16,
+}
+
+impl BatchProgress {
+    /// Number of records so far.
+    #[inline]
+    pub fn count(&self) -> i32 {
+        self.count
+    }
+}
+
 /// Writes an uncompressed batch in place, without allocation.
 ///
 /// Cost: a copy of key and value and about ten bytes for each record, one pass of CRC-32C at the end.
@@ -487,6 +520,37 @@ impl<'a> BatchWriter<'a> {
             max_timestamp: base_timestamp,
             producer: (-1, -1, -1),
             attributes: 0,
+        }
+    }
+
+    /// Goes on where [`BatchWriter::suspend`] stopped; `buf` is the buffer of then.
+    ///
+    /// # Panics
+    /// When `buf` is shorter than what has been written.
+    #[inline]
+    pub fn resume(buf: &'a mut [u8], progress: BatchProgress) -> Self {
+        assert!(buf.len() >= progress.at, "not the buffer of this batch");
+        Self {
+            buf,
+            at: progress.at,
+            count: progress.count,
+            base_timestamp: progress.base_timestamp,
+            max_timestamp: progress.max_timestamp,
+            producer: progress.producer,
+            attributes: progress.attributes,
+        }
+    }
+
+    /// Lets the buffer go until [`BatchWriter::resume`].
+    #[inline]
+    pub fn suspend(self) -> BatchProgress {
+        BatchProgress {
+            at: self.at,
+            count: self.count,
+            base_timestamp: self.base_timestamp,
+            max_timestamp: self.max_timestamp,
+            producer: self.producer,
+            attributes: self.attributes,
         }
     }
 
@@ -639,6 +703,34 @@ mod tests {
             ),
             (77, 3, 5)
         );
+    }
+
+    #[test]
+    fn a_suspended_batch_goes_on_and_a_new_sequence_keeps_it_valid() {
+        let mut buf = vec![0; 300];
+        let mut writer = BatchWriter::new(&mut buf, 10);
+        writer.push(10, None, Some(b"a")).unwrap();
+        let progress = writer.suspend();
+        assert_eq!(progress.count(), 1);
+        let mut writer = BatchWriter::resume(&mut buf, progress);
+        writer.push(12, Some(b"k"), Some(b"b")).unwrap();
+        let len = writer.finish(0);
+        set_producer(&mut buf[..len], 7, 2, 40);
+        let header = validate(&buf[..len]).unwrap();
+        assert_eq!(
+            (
+                header.producer_id,
+                header.producer_epoch,
+                header.base_sequence,
+                header.max_timestamp
+            ),
+            (7, 2, 40, 12)
+        );
+        let values: Vec<_> = Records::new(&buf[..len])
+            .unwrap()
+            .map(|r| r.unwrap().value.unwrap())
+            .collect();
+        assert_eq!(values, [b"a", b"b"]);
     }
 
     #[test]
