@@ -8,6 +8,7 @@ mod drop_reason;
 mod interface;
 mod parse;
 mod reply;
+mod responder;
 mod service;
 
 pub use counters::{Handled, NetCounters};
@@ -16,4 +17,5 @@ pub use drop_reason::DropReason;
 pub use interface::{Interface, InterfaceConfig, Relation, link_local, solicited_node};
 pub use parse::{ControlPacket, ParseOptions, Parsed, UdpPacket, parse};
 pub use reply::{AckCoalescer, AckFrame, payload_capacity, payload_offset, reply_to, udp_frame};
+pub use responder::{ROUND_NS, Responder};
 pub use service::{ServedTopic, TopicTable};
