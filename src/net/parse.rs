@@ -440,3 +440,376 @@ fn parse_udp(
         len - udp::HEADER_LEN as u16,
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::InterfaceConfig;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    const OUR_MAC: Mac = [2, 0, 0, 0, 0, 1];
+    const PEER_MAC: Mac = [2, 0, 0, 0, 0, 2];
+    const OUR_V4: [u8; 4] = [10, 0, 0, 1];
+    const GROUP_V4: [u8; 4] = [239, 1, 1, 1];
+
+    fn our_v6() -> [u8; 16] {
+        "fd00::1".parse::<Ipv6Addr>().unwrap().octets()
+    }
+
+    fn interface(vlan: Option<u16>) -> Interface {
+        Interface::new(&InterfaceConfig {
+            mac: OUR_MAC,
+            addresses: vec![
+                ("10.0.0.1".parse().unwrap(), 24),
+                ("fd00::1".parse().unwrap(), 64),
+            ],
+            groups: vec![Ipv4Addr::from(GROUP_V4).into()],
+            vlan,
+            mtu: 1500,
+            promiscuous: false,
+        })
+    }
+
+    /// Parses with everything checked in software.
+    fn check(frame: &[u8]) -> Parsed {
+        let interface = interface(None);
+        parse(frame, &ParseOptions::new(&interface))
+    }
+
+    #[track_caller]
+    fn assert_drop(frame: &[u8], reason: DropReason) {
+        assert_eq!(check(frame), Parsed::Drop(reason));
+    }
+
+    #[track_caller]
+    fn assert_payload(frame: &[u8], payload: &[u8]) {
+        match check(frame) {
+            Parsed::Udp(packet) => assert_eq!(packet.payload(frame), payload),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A frame whose IP payload is `payload`, with `options` behind the fixed header.
+    fn frame_v4(to: [u8; 4], protocol: u8, options: &[u8], payload: &[u8]) -> Vec<u8> {
+        let mac = match to {
+            OUR_V4 => OUR_MAC,
+            [224..240, ..] => ethernet::group_mac_v4(to.into()),
+            _ => OUR_MAC,
+        };
+        let mut frame = vec![0; 14];
+        ethernet::emit(&mut frame, mac, PEER_MAC, NO_VLAN, ethernet::TYPE_IPV4);
+        let mut ip = [0; 20];
+        ipv4::Header {
+            source: [10, 0, 0, 2],
+            destination: to,
+            protocol,
+            ttl: 64,
+            router_alert: false,
+            payload_len: (options.len() + payload.len()) as u16,
+        }
+        .emit(&mut ip);
+        frame.extend(ip);
+        frame.extend(options);
+        frame[14] = 0x40 | (5 + options.len() / 4) as u8;
+        fix_v4(&mut frame);
+        frame.extend(payload);
+        frame
+    }
+
+    fn fix_v4(frame: &mut [u8]) {
+        let len = usize::from(frame[14] & 15) * 4;
+        frame[24..26].fill(0);
+        let checksum = Sum::of(&frame[14..14 + len]).checksum();
+        frame[24..26].copy_from_slice(&checksum.to_be_bytes());
+    }
+
+    fn datagram(addresses: &[u8], payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0; 8];
+        bytes.extend(payload);
+        udp::emit(&mut bytes, addresses, 1000, 514);
+        bytes
+    }
+
+    fn udp_v4(to: [u8; 4], payload: &[u8]) -> Vec<u8> {
+        let mut addresses = [10, 0, 0, 2, 0, 0, 0, 0];
+        addresses[4..].copy_from_slice(&to);
+        frame_v4(to, 17, &[], &datagram(&addresses, payload))
+    }
+
+    /// A frame with extension headers `chain` (the first's number is `first`) before a datagram.
+    fn udp_v6(first: u8, chain: &[u8], payload: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0; 14];
+        ethernet::emit(&mut frame, OUR_MAC, PEER_MAC, NO_VLAN, ethernet::TYPE_IPV6);
+        let source = "fd00::2".parse::<Ipv6Addr>().unwrap().octets();
+        let mut addresses = source.to_vec();
+        addresses.extend(our_v6());
+        let udp = datagram(&addresses, payload);
+        let mut ip = [0; 40];
+        ipv6::Header {
+            source,
+            destination: our_v6(),
+            next_header: first,
+            hop_limit: 64,
+            payload_len: (chain.len() + udp.len()) as u16,
+        }
+        .emit(&mut ip);
+        frame.extend(ip);
+        frame.extend(chain);
+        frame.extend(udp);
+        frame
+    }
+
+    #[test]
+    fn datagrams_with_options_headers_and_padding() {
+        let mut frame = udp_v4(OUR_V4, b"message");
+        assert_payload(&frame, b"message");
+        frame.extend([0xaa; 20]);
+        assert_payload(&frame, b"message");
+        assert_payload(&udp_v4(GROUP_V4, b"message"), b"message");
+        assert_payload(&udp_v4([10, 0, 0, 255], b"message"), b"message");
+        assert_payload(&udp_v4(OUR_V4, b""), b"");
+        let udp = datagram(&[10, 0, 0, 2, 10, 0, 0, 1], b"odd");
+        assert_payload(&frame_v4(OUR_V4, 17, &[1; 40], &udp), b"odd");
+        assert_payload(&udp_v6(17, &[], b"message"), b"message");
+        // Hop-by-hop, destination and routing headers, one after the other.
+        let chain = [
+            [60, 0, 5, 2, 0, 0, 1, 0],
+            [43, 0, 1, 4, 0, 0, 0, 0],
+            [17, 0, 0, 0, 0, 0, 0, 0],
+        ];
+        assert_payload(&udp_v6(0, chain.as_flattened(), b"message"), b"message");
+    }
+
+    #[test]
+    fn every_cut_is_noticed() {
+        for frame in [udp_v4(OUR_V4, b"message"), udp_v6(17, &[], b"message")] {
+            for len in 0..frame.len() {
+                assert_drop(&frame[..len], DropReason::Truncated);
+            }
+        }
+        assert_drop(&frame_v4(OUR_V4, 17, &[], &[0; 7]), DropReason::Truncated);
+        assert_drop(
+            &udp_v6(0, &[17, 9, 0, 0, 0, 0, 0, 0], b""),
+            DropReason::Truncated,
+        );
+    }
+
+    #[test]
+    fn broken_ip_headers() {
+        let good = udp_v4(OUR_V4, b"message");
+        for (byte, reason) in [
+            (0x55, DropReason::BadIpHeader),
+            (0x44, DropReason::BadIpHeader),
+        ] {
+            let mut frame = good.clone();
+            frame[14] = byte;
+            assert_drop(&frame, reason);
+        }
+        let mut frame = good.clone();
+        frame[22] ^= 1;
+        assert_drop(&frame, DropReason::BadIpv4Checksum);
+        let mut frame = good.clone();
+        frame[16..18].copy_from_slice(&[0, 19]);
+        fix_v4(&mut frame);
+        assert_drop(&frame, DropReason::BadIpHeader);
+        let mut frame = udp_v6(17, &[], b"message");
+        frame[14] = 0x40;
+        assert_drop(&frame, DropReason::BadIpHeader);
+        for chain in [
+            [17, 0, 0xc2, 4, 0, 0, 0, 0], // an option that must be understood
+            [17, 0, 1, 5, 0, 0, 0, 0],    // an option beyond its header
+            [0, 0, 1, 4, 0, 0, 0, 0],     // a second hop-by-hop header
+        ] {
+            assert_drop(&udp_v6(0, &chain, b"message"), DropReason::BadIpHeader);
+        }
+        assert_drop(
+            &udp_v6(43, &[17, 0, 0, 1, 0, 0, 0, 0], b"message"),
+            DropReason::BadIpHeader,
+        );
+        assert_drop(
+            &udp_v6(60, [[60, 0, 1, 4, 0, 0, 0, 0]; 9].as_flattened(), b""),
+            DropReason::BadIpHeader,
+        );
+    }
+
+    #[test]
+    fn broken_datagrams() {
+        let good = udp_v4(OUR_V4, b"message");
+        for len in [7, 16] {
+            let mut frame = good.clone();
+            frame[39] = len;
+            assert_drop(&frame, DropReason::BadLength);
+        }
+        let mut frame = good.clone();
+        *frame.last_mut().unwrap() ^= 0x10;
+        assert_drop(&frame, DropReason::BadUdpChecksum);
+        let mut frame = good.clone();
+        frame[40..42].fill(0);
+        assert_payload(&frame, b"message");
+        let mut frame = udp_v6(17, &[], b"message");
+        frame[60..62].fill(0);
+        assert_drop(&frame, DropReason::BadUdpChecksum);
+    }
+
+    #[test]
+    fn what_is_not_for_us() {
+        let good = udp_v4(OUR_V4, b"message");
+        for mac in [
+            [2, 0, 0, 0, 0, 3],
+            [1, 0, 0x5e, 1, 1, 2],
+            [1, 0x80, 0xc2, 0, 0, 0],
+        ] {
+            let mut frame = good.clone();
+            frame[..6].copy_from_slice(&mac);
+            assert_drop(&frame, DropReason::NotForUs);
+        }
+        for to in [[10, 0, 0, 3], [239, 2, 1, 1]] {
+            let mut frame = udp_v4(to, b"message");
+            frame[..6].copy_from_slice(&OUR_MAC);
+            assert_drop(&frame, DropReason::NotForUs);
+            // Whatever else is wrong with it.
+            frame[20] = 0x20;
+            frame[23] = 6;
+            fix_v4(&mut frame);
+            assert_drop(&frame, DropReason::NotForUs);
+        }
+        let mut frame = udp_v6(17, &[], b"message");
+        frame[53] = 9;
+        assert_drop(&frame, DropReason::NotForUs);
+        // A datagram to a link-local group that was not joined.
+        let group: Ipv6Addr = "ff02::fb".parse().unwrap();
+        frame[38..54].copy_from_slice(&group.octets());
+        frame[..6].copy_from_slice(&ethernet::group_mac_v6(group));
+        assert_drop(&frame, DropReason::NotForUs);
+    }
+
+    #[test]
+    fn icmpv6_of_other_groups_is_looked_at() {
+        let group: Ipv6Addr = "ff02::2".parse().unwrap();
+        let source = "fe80::9".parse::<Ipv6Addr>().unwrap().octets();
+        let mut frame = vec![0; 14 + 40 + 8];
+        ethernet::emit(
+            &mut frame,
+            ethernet::group_mac_v6(group),
+            PEER_MAC,
+            NO_VLAN,
+            ethernet::TYPE_IPV6,
+        );
+        ipv6::Header {
+            source,
+            destination: group.octets(),
+            next_header: 58,
+            hop_limit: 255,
+            payload_len: 8,
+        }
+        .emit(&mut frame[14..]);
+        frame[54] = 133; // router solicitation
+        let mut addresses = source.to_vec();
+        addresses.extend(group.octets());
+        crate::wire::icmpv6::fill_checksum(&mut frame[54..], &addresses);
+        assert!(
+            matches!(check(&frame), Parsed::Icmpv6(packet) if packet.relation == Relation::Foreign)
+        );
+        frame[57] ^= 1;
+        assert_drop(&frame, DropReason::NotForUs);
+    }
+
+    #[test]
+    fn fragments_and_other_protocols() {
+        for field in [[0x20, 0], [0, 1], [0x60, 0]] {
+            let mut frame = udp_v4(OUR_V4, b"message");
+            frame[20..22].copy_from_slice(&field);
+            fix_v4(&mut frame);
+            assert_drop(&frame, DropReason::Fragment);
+        }
+        assert_drop(
+            &udp_v6(44, &[17, 0, 0, 1, 0, 0, 0, 1], b"message"),
+            DropReason::Fragment,
+        );
+        assert_drop(
+            &frame_v4(OUR_V4, 6, &[], &[0; 20]),
+            DropReason::UnknownProtocol,
+        );
+        assert_drop(&udp_v6(6, &[], b"message"), DropReason::UnknownProtocol);
+        assert_drop(&udp_v6(59, &[], b"message"), DropReason::UnknownProtocol);
+        assert_drop(
+            &frame_v4(OUR_V4, 1, &[], &[8, 0, 0, 0, 0, 0, 0, 0]),
+            DropReason::BadIcmp,
+        );
+        assert_drop(&frame_v4(OUR_V4, 2, &[], &[0xff; 7]), DropReason::BadIcmp);
+        let mut frame = udp_v4(OUR_V4, b"message");
+        frame[12..14].copy_from_slice(&[0x88, 0xcc]);
+        assert_drop(&frame, DropReason::UnknownEthertype);
+        frame[12..14].copy_from_slice(&[8, 6]);
+        assert_drop(&frame, DropReason::BadArp);
+    }
+
+    #[test]
+    fn vlans() {
+        let untagged = udp_v4(OUR_V4, b"message");
+        let tagged = |tags: &[[u8; 4]]| {
+            let mut frame = untagged.clone();
+            frame.splice(12..12, tags.iter().flatten().copied());
+            frame
+        };
+        let seven = tagged(&[[0x81, 0, 0xe0, 7]]);
+        let priority = tagged(&[[0x81, 0, 0xe0, 0]]);
+        let double = tagged(&[[0x81, 0, 0, 7], [0x81, 0, 0, 7]]);
+        let service = tagged(&[[0x88, 0xa8, 0, 7]]);
+        for (vlan, frame, stripped, good) in [
+            (None, &untagged, NO_VLAN, true),
+            (None, &priority, NO_VLAN, true),
+            (None, &untagged, 0, true),
+            (None, &untagged, 7, false),
+            (None, &seven, NO_VLAN, false),
+            (None, &double, NO_VLAN, false),
+            (None, &service, NO_VLAN, false),
+            (Some(7), &seven, NO_VLAN, true),
+            (Some(7), &untagged, 7, true),
+            (Some(7), &untagged, NO_VLAN, false),
+            (Some(7), &priority, NO_VLAN, false),
+            (Some(7), &double, NO_VLAN, false),
+            (Some(7), &seven, 7, false),
+            (Some(8), &seven, NO_VLAN, false),
+        ] {
+            let interface = interface(vlan);
+            let mut options = ParseOptions::new(&interface);
+            options.stripped_vlan = stripped;
+            match parse(frame, &options) {
+                Parsed::Udp(packet) if good => assert_eq!(packet.payload(frame), b"message"),
+                Parsed::Drop(DropReason::WrongVlan) if !good => {}
+                other => panic!("{vlan:?} {frame:?} {other:?}"),
+            }
+        }
+        assert_drop(&priority[..17], DropReason::Truncated);
+    }
+
+    #[test]
+    fn checksums_the_nic_or_nobody_verified() {
+        let interface = interface(None);
+        let mut options = ParseOptions::new(&interface);
+        let mut frame = udp_v4(OUR_V4, b"message");
+        let pseudo = pseudo_header(&frame[26..34], 17, 15).fold();
+        frame[40..42].copy_from_slice(&pseudo.to_be_bytes());
+        assert_eq!(
+            parse(&frame, &options),
+            Parsed::Drop(DropReason::BadUdpChecksum)
+        );
+        options.partial_checksums = true;
+        assert!(matches!(parse(&frame, &options), Parsed::Udp(_)));
+        frame[41] ^= 1;
+        assert_eq!(
+            parse(&frame, &options),
+            Parsed::Drop(DropReason::BadUdpChecksum)
+        );
+        options.l4_good = true;
+        assert!(matches!(parse(&frame, &options), Parsed::Udp(_)));
+        frame[24] ^= 1;
+        assert_eq!(
+            parse(&frame, &options),
+            Parsed::Drop(DropReason::BadIpv4Checksum)
+        );
+        options.l3_good = true;
+        assert!(matches!(parse(&frame, &options), Parsed::Udp(_)));
+    }
+}
