@@ -1,1 +1,28 @@
 //! The write-ahead log and its readers; knows nothing of networks.
+//!
+//! [`catalog`] says which topics there are and in which shard each partition lies; [`wal`] is a
+//! shard's log: its writer and its recovery; [`reader`] reads it back by offset and time, from a
+//! running server or from files; [`verify`] and [`inspect`] look at the files themselves.
+
+pub mod catalog;
+mod frames;
+pub mod index;
+pub mod inspect;
+pub mod reader;
+pub mod verify;
+pub mod wal;
+
+pub use catalog::{Catalog, CatalogError, Topic, TopicSpec};
+pub use reader::{LogReader, Outcome, ReadError};
+pub use wal::{
+    FrameSeq, RecoveryReport, Refusal, Replay, WalConfig, WalError, WalShared, WalState, WalWriter,
+};
+
+/// A partition of the store, by ids that never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PartitionKey {
+    /// [`Topic::id`].
+    pub topic: u32,
+    /// From 0.
+    pub partition: u32,
+}

@@ -1,0 +1,399 @@
+//! Where the batches of a partition lie: by offset and by time.
+//!
+//! Built by reading the log, never written to disk. For each segment and partition: the range of
+//! offsets and times, and *points*, each the place of a frame in which the partition has a batch; a new
+//! point at most every [`SPACING`] bytes of log. Invariant: every batch of the indexed log lies in the
+//! span (`lsn` to `last_lsn`) of exactly one point of its partition and segment, or the segment's points
+//! were dropped. Memory: 48 bytes a partition and segment, and at most [`MAX_POINTS`] points of 40
+//! bytes in all, beyond which the oldest segments' points go and are made again when they are read.
+//!
+//! The time of a batch is its largest timestamp, but no later than the time its frame was sealed and no
+//! more than [`RESIDENCE_MS`] earlier: a producer's wrong clock cannot hide a message.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::PartitionKey;
+use super::frames::{Cursor, FetchError, FrameReader};
+use super::wal::frame::{Entries, EntryKind, FrameHeader};
+use super::wal::segment::list_segments;
+use crate::wire::record_batch;
+
+/// Bytes of log between two points of a partition; what a read scans at most before its offset.
+pub const SPACING: u64 = 64 << 10;
+/// Points kept: 160 MB at most.
+pub const MAX_POINTS: usize = 4 << 20;
+/// A message is at most this old when its frame is sealed; more is a wrong clock.
+pub const RESIDENCE_MS: i64 = 1000;
+/// Frames indexed while the lock is held once.
+const FRAMES_A_TURN: usize = 64;
+
+type Map<V> = HashMap<PartitionKey, V, foldhash::fast::RandomState>;
+
+/// The offsets and times of a partition in a segment.
+#[derive(Debug, Clone, Copy)]
+struct Range {
+    first: i64,
+    end: i64,
+    max_time: i64,
+    /// Frames that hold the partition's first and last batch.
+    first_lsn: u64,
+    last_lsn: u64,
+}
+
+/// A place to begin reading at.
+#[derive(Debug, Clone, Copy)]
+struct Point {
+    /// First offset in the span.
+    first: i64,
+    max_time: i64,
+    lsn: u64,
+    /// Last frame of the span with a batch of the partition.
+    last_lsn: u64,
+}
+
+struct Segment {
+    cursor: Cursor,
+    start: Cursor,
+    ranges: Map<Range>,
+    /// `None`: dropped.
+    points: Option<Map<Vec<Point>>>,
+    count: usize,
+}
+
+#[derive(Default)]
+struct State {
+    segments: Vec<Segment>,
+    points: usize,
+    /// Why the walk stopped short, offline.
+    stopped: Option<String>,
+}
+
+/// The frames to scan for something: `lsn` to `last_lsn` in the segment at `base`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) base: u64,
+    pub(crate) lsn: u64,
+    pub(crate) last_lsn: u64,
+}
+
+/// The index of one shard's log.
+pub struct LogIndex {
+    dir: PathBuf,
+    state: Mutex<State>,
+}
+
+/// The time by which a batch is found.
+pub(crate) fn batch_time(header: &record_batch::BatchHeader, frame: &FrameHeader) -> i64 {
+    header
+        .max_timestamp
+        .clamp(frame.time_ms.saturating_sub(RESIDENCE_MS), frame.time_ms)
+}
+
+impl Segment {
+    fn new(start: Cursor) -> Segment {
+        Segment {
+            cursor: start,
+            start,
+            ranges: Map::default(),
+            points: Some(Map::default()),
+            count: 0,
+        }
+    }
+
+    /// Adds a frame; returns the number of new points.
+    fn add(&mut self, header: &FrameHeader, frame: &[u8]) -> usize {
+        let before = self.count;
+        for entry in Entries::new(frame, header).map_while(Result::ok) {
+            let EntryKind::Batch(key) = entry.kind else {
+                continue;
+            };
+            let Ok(batch) = record_batch::parse_header(entry.bytes) else {
+                continue;
+            };
+            let (first, end) = (batch.base_offset, batch.next_offset());
+            let time = batch_time(&batch, header);
+            self.ranges
+                .entry(key)
+                .and_modify(|range| {
+                    range.end = range.end.max(end);
+                    range.max_time = range.max_time.max(time);
+                    range.last_lsn = header.lsn;
+                })
+                .or_insert(Range {
+                    first,
+                    end,
+                    max_time: time,
+                    first_lsn: header.lsn,
+                    last_lsn: header.lsn,
+                });
+            let Some(points) = &mut self.points else {
+                continue;
+            };
+            let points = points.entry(key).or_default();
+            match points.last_mut() {
+                Some(point) if header.lsn - point.lsn < SPACING => {
+                    point.last_lsn = header.lsn;
+                    point.max_time = point.max_time.max(time);
+                }
+                _ => {
+                    points.push(Point {
+                        first,
+                        max_time: time,
+                        lsn: header.lsn,
+                        last_lsn: header.lsn,
+                    });
+                    self.count += 1;
+                }
+            }
+        }
+        self.count - before
+    }
+
+    /// The spans of a partition's batches, from the one that may hold `accept`'s first on.
+    fn spans(&self, key: PartitionKey, skip: impl Fn(&[Point]) -> usize) -> Vec<Span> {
+        let base = self.cursor.base;
+        match &self.points {
+            Some(points) => {
+                let points = points.get(&key).map_or(&[][..], Vec::as_slice);
+                points[skip(points).min(points.len())..]
+                    .iter()
+                    .map(|p| Span {
+                        base,
+                        lsn: p.lsn,
+                        last_lsn: p.last_lsn,
+                    })
+                    .collect()
+            }
+            None => self
+                .ranges
+                .get(&key)
+                .map(|r| Span {
+                    base,
+                    lsn: r.first_lsn,
+                    last_lsn: r.last_lsn,
+                })
+                .into_iter()
+                .collect(),
+        }
+    }
+}
+
+impl LogIndex {
+    pub(crate) fn new(dir: &Path) -> LogIndex {
+        LogIndex {
+            dir: dir.to_owned(),
+            state: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is consistent between any two frames: a panic elsewhere spoils nothing.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Indexes everything that is durable now. Cost: only what is new; the lock is given up between
+    /// turns. Offline, ends where the log ends.
+    pub(crate) fn catch_up(&self, reader: &mut FrameReader) -> Result<(), FetchError> {
+        let limit = reader.limit();
+        loop {
+            let mut state = self.lock();
+            for _ in 0..FRAMES_A_TURN {
+                if !self.step(&mut state, reader, limit)? {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Indexes one frame or enters a segment; false: nothing more.
+    fn step(
+        &self,
+        state: &mut State,
+        reader: &mut FrameReader,
+        limit: u64,
+    ) -> Result<bool, FetchError> {
+        let live = limit != u64::MAX;
+        if state.stopped.is_some() {
+            return Ok(false);
+        }
+        let Some(segment) = state.segments.last_mut() else {
+            if limit == 0 {
+                return Ok(false);
+            }
+            return self.enter_first(state, reader);
+        };
+        if live && segment.cursor.lsn >= limit {
+            return Ok(false);
+        }
+        let mut cursor = segment.cursor;
+        let stopped = match cursor.step(reader, |header, frame| segment.add(header, frame)) {
+            Ok(Some(points)) => {
+                segment.cursor = cursor;
+                state.points += points;
+                Self::shed(state);
+                return Ok(true);
+            }
+            Ok(None) => None,
+            // The writer left the segment's rest blank.
+            Err(e) if e.is_blank() && (!live || limit > cursor.segment_end()) => Some(e),
+            Err(e) if live => return Err(e),
+            Err(e) => Some(e),
+        };
+        match cursor.next_segment(reader) {
+            Ok(next) => {
+                state.segments.push(Segment::new(next));
+                Ok(true)
+            }
+            Err(e) if live => Err(e),
+            Err(next) => {
+                // Offline: the end of the log. Worth a word where it is not blank.
+                let why = match stopped {
+                    Some(e) if !e.is_blank() => Some(e.to_string()),
+                    _ if next.is_missing() || next.is_blank() => None,
+                    _ => Some(next.to_string()),
+                };
+                state.stopped = Some(why.unwrap_or_default());
+                Ok(false)
+            }
+        }
+    }
+
+    fn enter_first(&self, state: &mut State, reader: &mut FrameReader) -> Result<bool, FetchError> {
+        let bases = list_segments(&self.dir).map_err(|source| FetchError::Io {
+            path: self.dir.clone(),
+            source,
+        })?;
+        let Some(&base) = bases.first() else {
+            return Ok(false);
+        };
+        match reader.header(base) {
+            Ok(header) => {
+                state.segments.push(Segment::new(Cursor::at_start(&header)));
+                Ok(true)
+            }
+            Err(e) if e.is_blank() => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Drops the points of the oldest segments beyond the limit.
+    fn shed(state: &mut State) {
+        if state.points <= MAX_POINTS {
+            return;
+        }
+        let last = state.segments.len() - 1;
+        for segment in &mut state.segments[..last] {
+            if segment.points.take().is_some() {
+                state.points -= segment.count;
+                segment.count = 0;
+                if state.points <= MAX_POINTS {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Makes a segment's points again.
+    fn restore(
+        &self,
+        state: &mut State,
+        at: usize,
+        reader: &mut FrameReader,
+    ) -> Result<(), FetchError> {
+        if state.segments[at].points.is_some() {
+            return Ok(());
+        }
+        let mut segment = Segment::new(state.segments[at].start);
+        let end = state.segments[at].cursor.lsn;
+        let mut cursor = segment.start;
+        while cursor.lsn < end {
+            let stepped = cursor.step(reader, |header, frame| segment.add(header, frame))?;
+            if stepped.is_none() {
+                break;
+            }
+        }
+        segment.cursor = state.segments[at].cursor;
+        state.points += segment.count;
+        state.segments[at] = segment;
+        if state.points > MAX_POINTS {
+            // The others' go, oldest first; this one and the live one stay.
+            let last = state.segments.len() - 1;
+            for i in (0..last).filter(|&i| i != at) {
+                if state.points <= MAX_POINTS {
+                    break;
+                }
+                let other = &mut state.segments[i];
+                if other.points.take().is_some() {
+                    state.points -= other.count;
+                    other.count = 0;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// First offset and the one behind the last; (0, 0) where the log has nothing of the partition.
+    pub(crate) fn bounds(&self, key: PartitionKey) -> (i64, i64) {
+        let state = self.lock();
+        let mut ranges = state.segments.iter().filter_map(|s| s.ranges.get(&key));
+        let Some(first) = ranges.next() else {
+            return (0, 0);
+        };
+        (first.first, ranges.fold(first.end, |end, r| r.end.max(end)))
+    }
+
+    /// The spans of the first segment that has offset `from` or a later one.
+    pub(crate) fn find_offset(
+        &self,
+        key: PartitionKey,
+        from: i64,
+        reader: &mut FrameReader,
+    ) -> Result<Vec<Span>, FetchError> {
+        let mut state = self.lock();
+        let Some(at) = state
+            .segments
+            .iter()
+            .position(|s| s.ranges.get(&key).is_some_and(|r| r.end > from))
+        else {
+            return Ok(Vec::new());
+        };
+        self.restore(&mut state, at, reader)?;
+        Ok(state.segments[at].spans(key, |points| {
+            points
+                .partition_point(|p| p.first <= from)
+                .saturating_sub(1)
+        }))
+    }
+
+    /// The span of the first batch with time `ms` or later; `None`: there is none.
+    pub(crate) fn find_time(
+        &self,
+        key: PartitionKey,
+        ms: i64,
+        reader: &mut FrameReader,
+    ) -> Result<Option<Span>, FetchError> {
+        let mut state = self.lock();
+        let Some(at) = state
+            .segments
+            .iter()
+            .position(|s| s.ranges.get(&key).is_some_and(|r| r.max_time >= ms))
+        else {
+            return Ok(None);
+        };
+        self.restore(&mut state, at, reader)?;
+        let spans = state.segments[at].spans(key, |points| {
+            points
+                .iter()
+                .position(|p| p.max_time >= ms)
+                .unwrap_or(points.len())
+        });
+        Ok(spans.first().copied())
+    }
+
+    /// Offline: why the log ends where it does, if not simply there.
+    pub(crate) fn stopped(&self) -> Option<String> {
+        self.lock().stopped.clone().filter(|s| !s.is_empty())
+    }
+}

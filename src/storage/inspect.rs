@@ -1,0 +1,217 @@
+//! Shows what a segment file holds, frame by frame.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::PartitionKey;
+use super::wal::frame::{Entries, EntryKind, FRAME_ALIGN, FRAME_HEADER, FrameError, FrameHeader};
+use super::wal::segment::{SEGMENT_HEADER, SegmentError, SegmentHeader};
+use crate::wire::record_batch;
+
+/// Why a file cannot be shown at all.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// The file system refused.
+    #[error("cannot read {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Not a segment.
+    #[error("{path}: {error}")]
+    Segment {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        error: SegmentError,
+    },
+}
+
+/// One entry, for show.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum EntryInfo {
+    /// A record batch.
+    Batch {
+        /// Topic id.
+        topic: u32,
+        /// Partition.
+        partition: u32,
+        /// Bytes.
+        bytes: usize,
+        /// First offset.
+        base_offset: i64,
+        /// Records.
+        records: i32,
+        /// Largest timestamp, Unix milliseconds.
+        max_timestamp: i64,
+        /// -1: none.
+        producer_id: i64,
+        /// Sequence of the first record.
+        base_sequence: i32,
+        /// A gap record or other control batch.
+        control: bool,
+        /// What is wrong with the batch, if anything.
+        error: Option<String>,
+    },
+    /// Part of a snapshot.
+    Snapshot {
+        /// From 0.
+        index: u32,
+        /// Parts.
+        count: u32,
+        /// Bytes.
+        bytes: usize,
+    },
+}
+
+/// One frame, for show.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FrameInfo {
+    /// Byte in the file.
+    pub position: u64,
+    /// Bytes on disk.
+    pub size: usize,
+    /// Sequence.
+    pub seq: u64,
+    /// Place in the log.
+    pub lsn: u64,
+    /// Durable mark at sealing.
+    pub durable: u64,
+    /// Time of sealing, Unix milliseconds.
+    pub time_ms: i64,
+    /// Marks a clean stop.
+    pub clean: bool,
+    /// Entries.
+    pub entries: Vec<EntryInfo>,
+}
+
+/// What goes to the caller as the file is read.
+#[derive(Debug)]
+pub enum Item<'a> {
+    /// The next frame.
+    Frame(&'a FrameInfo),
+    /// What lies where no frame does; the search goes on behind it.
+    Damage {
+        /// Byte in the file.
+        position: u64,
+        /// What is there.
+        error: FrameError,
+    },
+    /// Bytes read of the file's length.
+    Progress {
+        /// So far.
+        done: u64,
+        /// In all.
+        total: u64,
+    },
+}
+
+fn entry_info(kind: EntryKind, bytes: &[u8]) -> EntryInfo {
+    match kind {
+        EntryKind::Snapshot { index, count } => EntryInfo::Snapshot {
+            index,
+            count,
+            bytes: bytes.len(),
+        },
+        EntryKind::Batch(PartitionKey { topic, partition }) => {
+            let parsed = record_batch::parse_header(bytes);
+            let error = match &parsed {
+                // Compressed batches are checked as far as their CRC by the wire format.
+                Ok(_) => record_batch::validate(bytes).err().map(|e| e.to_string()),
+                Err(e) => Some(e.to_string()),
+            };
+            let h = parsed.ok();
+            EntryInfo::Batch {
+                topic,
+                partition,
+                bytes: bytes.len(),
+                base_offset: h.map_or(-1, |h| h.base_offset),
+                records: h.map_or(0, |h| h.records_count),
+                max_timestamp: h.map_or(-1, |h| h.max_timestamp),
+                producer_id: h.map_or(-1, |h| h.producer_id),
+                base_sequence: h.map_or(-1, |h| h.base_sequence),
+                control: h.is_some_and(|h| h.is_control()),
+                error,
+            }
+        }
+    }
+}
+
+/// Reads a segment file from its header to its end; frames behind damage are found again. Returns the
+/// header. Cost: reads the file once.
+pub fn inspect(path: &Path, mut each: impl FnMut(Item<'_>)) -> Result<SegmentHeader, InspectError> {
+    let io = |source| InspectError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(io)?;
+    let len = file.metadata().map_err(io)?.len();
+    let mut head = vec![0; SEGMENT_HEADER.min(len as usize)];
+    file.read_exact_at(&mut head, 0).map_err(io)?;
+    let header = SegmentHeader::decode(&head).map_err(|error| InspectError::Segment {
+        path: path.to_owned(),
+        error,
+    })?;
+    let mut at = SEGMENT_HEADER as u64;
+    let mut frame = Vec::new();
+    let mut in_damage = false;
+    while at + FRAME_ALIGN as u64 <= len {
+        frame.resize(FRAME_ALIGN, 0);
+        file.read_exact_at(&mut frame, at).map_err(io)?;
+        let checked = FrameHeader::decode(&frame, len - at).and_then(|h| {
+            h.check_place(header.id, header.base.wrapping_add(at))?;
+            Ok(h)
+        });
+        let checked = match checked {
+            Ok(h) => {
+                frame.resize(h.size(), 0);
+                debug_assert!(frame.len() >= FRAME_HEADER);
+                file.read_exact_at(&mut frame, at).map_err(io)?;
+                h.check_crc(&frame).map(|()| h)
+            }
+            Err(e) => Err(e),
+        };
+        match checked {
+            Ok(h) => {
+                in_damage = false;
+                let entries = Entries::new(&frame, &h)
+                    .map_while(Result::ok)
+                    .map(|e| entry_info(e.kind, e.bytes))
+                    .collect();
+                each(Item::Frame(&FrameInfo {
+                    position: at,
+                    size: h.size(),
+                    seq: h.seq,
+                    lsn: h.lsn,
+                    durable: h.durable,
+                    time_ms: h.time_ms,
+                    clean: h.is_clean(),
+                    entries,
+                }));
+                at += h.size() as u64;
+            }
+            Err(error) => {
+                if error != FrameError::Blank && !in_damage {
+                    each(Item::Damage {
+                        position: at,
+                        error,
+                    });
+                    in_damage = true;
+                }
+                at += FRAME_ALIGN as u64;
+            }
+        }
+        each(Item::Progress {
+            done: at.min(len),
+            total: len,
+        });
+    }
+    Ok(header)
+}
