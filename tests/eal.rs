@@ -7,7 +7,7 @@ use std::io::Write;
 
 use taffrail::eal::{
     EalArgs, EalError, Environment, Mbuf, Mempool, Port, PortConfig, PortError, RxBurst, TxBurst,
-    free_handles, lcore,
+    affinity, free_handles, lcore,
 };
 
 /// A capture file (pcap, little-endian, microseconds) with these frames.
@@ -45,6 +45,15 @@ fn frame(pool: &Mempool, bytes: &[u8]) -> Mbuf {
     mbuf
 }
 
+/// The kernel's list of the CPUs that this thread may run on.
+fn cpus_of_this_thread() -> String {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    let line = status
+        .lines()
+        .find_map(|l| l.strip_prefix("Cpus_allowed_list:"));
+    line.unwrap().trim().to_owned()
+}
+
 #[test]
 fn packets_lcores_and_errors() {
     let frames: Vec<Vec<u8>> = (0..100u8).map(|i| vec![i; 60 + usize::from(i)]).collect();
@@ -55,7 +64,26 @@ fn packets_lcores_and_errors() {
         .vdev(&format!("net_pcap0,rx_pcap={}", file.path().display()))
         .vdev("net_ring0")
         .vdev("net_null0,size=80");
+    // A CPU that is not there is refused, and the start is not used up by it.
+    let cpu = EalArgs::new("tf-eal-cpu", &[0], &[1023]);
+    let refused = Environment::start(&cpu).unwrap_err();
+    assert!(
+        matches!(&refused, EalError::Cpu { cpu: 1023, .. }),
+        "{refused}"
+    );
+    let before = cpus_of_this_thread();
     let environment = Environment::start(&arguments).unwrap();
+
+    // A thread made on a pinned one inherits its CPU until it is let loose.
+    assert_eq!(cpus_of_this_thread(), "0");
+    let (inherited, loose) = std::thread::spawn(|| {
+        let inherited = cpus_of_this_thread();
+        affinity::unpin_this_thread().unwrap();
+        (inherited, cpus_of_this_thread())
+    })
+    .join()
+    .unwrap();
+    assert_eq!((inherited.as_str(), loose), ("0", before));
     assert_eq!(Environment::start(&arguments).unwrap_err(), EalError::Twice);
 
     let pool = Mempool::new(&environment, "test", 2047, 2048 + 128, None).unwrap();

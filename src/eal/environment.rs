@@ -14,7 +14,8 @@ pub enum EalError {
     #[error(
         "DPDK's environment does not start ({reason}); its own lines above say more. Arguments: {arguments}. \
          If they speak of memory, reserve hugepages (scripts/hugepages.sh apply) or lower [eal] memory; if of a \
-         file prefix, another process uses it: choose another [eal] file_prefix"
+         file prefix, another process uses it: choose another [eal] file_prefix; if of a device or driver, check \
+         the spelling of the device and that its driver is installed (apt-get install dpdk)"
     )]
     Init {
         /// rte_errno in words.
@@ -22,6 +23,33 @@ pub enum EalError {
         /// What EAL was given.
         arguments: String,
     },
+    /// An lcore on a CPU that the process may not use; EAL would abort the process.
+    #[error(
+        "lcores cannot run on CPU {cpu}: this process may use CPUs {allowed:?}; choose others in `lcores`, or \
+         widen the process's CPU set (taskset, systemd's CPUAffinity=, the container's cpuset)"
+    )]
+    Cpu {
+        /// The CPU asked for.
+        cpu: u32,
+        /// The CPUs there are.
+        allowed: Vec<u32>,
+    },
+    /// Too few free hugepages.
+    #[error(
+        "DPDK's environment does not start ({reason}): {wanted} MiB of hugepages are asked for and {free} MiB are \
+         free: run scripts/hugepages.sh apply, or lower [eal] memory"
+    )]
+    Hugepages {
+        /// rte_errno in words.
+        reason: String,
+        /// MiB asked for.
+        wanted: u64,
+        /// MiB free on all nodes.
+        free: u64,
+    },
+    /// The process's CPU set cannot be read.
+    #[error("the CPUs that this process may use cannot be read: {0}")]
+    Affinity(String),
     /// Started before in this process.
     #[error("DPDK's environment was started before in this process, which works only once")]
     Twice,
@@ -55,6 +83,10 @@ pub(super) fn last_error() -> String {
 #[derive(Debug, Clone, Default)]
 pub struct EalArgs {
     arguments: Vec<String>,
+    /// CPUs that lcores run on.
+    cpus: Vec<u32>,
+    /// MiB of hugepages; 0 without hugepages.
+    huge_mib: u64,
 }
 
 impl EalArgs {
@@ -76,6 +108,8 @@ impl EalArgs {
         ];
         Self {
             arguments: arguments.map(str::to_owned).to_vec(),
+            cpus: [main_cpus, workers].concat(),
+            huge_mib: 0,
         }
     }
 
@@ -83,6 +117,7 @@ impl EalArgs {
     /// without.
     #[must_use]
     pub fn memory(mut self, mib: u64, hugepages: bool) -> Self {
+        self.huge_mib = if hugepages { mib } else { 0 };
         self.arguments.extend(["-m".to_owned(), mib.to_string()]);
         self.arguments.push(
             if hugepages {
@@ -133,7 +168,18 @@ struct Started;
 
 impl Environment {
     /// Starts EAL on the calling thread, which becomes its main lcore.
+    ///
+    /// What can be told beforehand (a CPU that the process may not use) is refused without using up
+    /// the one start that a process has.
     pub fn start(arguments: &EalArgs) -> Result<Self, EalError> {
+        let allowed = super::affinity::allowed_at_start()
+            .map_err(|error| EalError::Affinity(error.to_string()))?;
+        if let Some(cpu) = arguments.cpus.iter().find(|cpu| !allowed.contains(cpu)) {
+            return Err(EalError::Cpu {
+                cpu: *cpu,
+                allowed: allowed.to_vec(),
+            });
+        }
         if STARTED.swap(true, Ordering::SeqCst) {
             return Err(EalError::Twice);
         }
@@ -149,8 +195,17 @@ impl Environment {
             unsafe { dpdk_sys::rte_eal_init(pointers.len() as i32, pointers.as_mut_ptr()) };
         std::mem::forget(pointers);
         if result < 0 {
+            let reason = last_error();
+            let free = free_huge_mib();
+            if free < arguments.huge_mib {
+                return Err(EalError::Hugepages {
+                    reason,
+                    wanted: arguments.huge_mib,
+                    free,
+                });
+            }
             return Err(EalError::Init {
-                reason: last_error(),
+                reason,
                 arguments: arguments.arguments.join(" "),
             });
         }
@@ -158,6 +213,24 @@ impl Environment {
             _inner: Arc::new(Started),
         })
     }
+}
+
+/// MiB in free hugepages of all sizes; what cannot be read counts as none.
+fn free_huge_mib() -> u64 {
+    let Ok(sizes) = std::fs::read_dir("/sys/kernel/mm/hugepages") else {
+        return 0;
+    };
+    let kib = sizes.flatten().filter_map(|size| {
+        let name = size.file_name().into_string().ok()?;
+        let kib: u64 = name
+            .strip_prefix("hugepages-")?
+            .strip_suffix("kB")?
+            .parse()
+            .ok()?;
+        let free = std::fs::read_to_string(size.path().join("free_hugepages")).ok()?;
+        Some(kib * free.trim().parse::<u64>().ok()?)
+    });
+    kib.sum::<u64>() >> 10
 }
 
 impl Drop for Started {

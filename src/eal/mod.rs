@@ -4,6 +4,7 @@
 //! a clone of it); a queue handle exists once and is used by one thread at a time; an mbuf has one
 //! owner.
 
+pub mod affinity;
 mod environment;
 pub mod lcore;
 mod mbuf;

@@ -323,6 +323,13 @@ impl Port {
         self.call("adjust descriptors", unsafe {
             dpdk_sys::rte_eth_dev_adjust_nb_rx_tx_desc(id, &mut rx_desc, &mut tx_desc)
         })?;
+        // Before the first queue takes mbufs: a later step may fail, and the port's close still gives
+        // them back.
+        self.inner
+            .pools
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .extend_from_slice(pools);
         let node = self.node().unwrap_or(0);
         let mut rx = Vec::with_capacity(usize::from(config.rx_queues));
         for (queue, pool) in (0..config.rx_queues).zip(pools) {
@@ -358,12 +365,6 @@ impl Port {
                 _not_sync: std::marker::PhantomData,
             });
         }
-        self.inner
-            .pools
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .extend_from_slice(pools);
-
         // SAFETY: plain numbers.
         self.call("start", unsafe { dpdk_sys::rte_eth_dev_start(id) })?;
         if config.promiscuous {
@@ -482,20 +483,53 @@ fn info(id: u16) -> dpdk_sys::rte_eth_dev_info {
     info
 }
 
-fn unknown(device: &str, ports: &[(u16, String)]) -> PortError {
-    let driver = std::fs::read_link(format!("/sys/bus/pci/devices/{device}/driver"));
-    let hint = match driver
+/// Kernel drivers that DPDK works beside: their NICs are never bound to vfio.
+const BIFURCATED: [&str; 3] = ["mlx4_core", "mlx5_core", "mana"];
+
+/// Why DPDK does not know the PCI device at `folder` (of sysfs), and what to do.
+fn pci_hint(folder: &std::path::Path, device: &str) -> String {
+    if !folder.exists() {
+        return ": there is no such PCI device (lspci -D shows them)".to_owned();
+    }
+    let driver = std::fs::read_link(folder.join("driver"))
         .ok()
-        .and_then(|d| Some(d.file_name()?.to_string_lossy().into_owned()))
-    {
-        Some(driver) if !driver.starts_with("vfio") => {
-            format!(" and bound to {driver}: run scripts/bind-nics.sh bind {device}")
+        .and_then(|link| Some(link.file_name()?.to_string_lossy().into_owned()));
+    match driver.as_deref() {
+        None => {
+            format!(" and bound to no driver: run scripts/bind-nics.sh bind {device}")
         }
-        _ if device.starts_with("net_") => {
-            ": is its driver installed (apt-get install dpdk), and does it take these arguments?"
-                .to_owned()
+        Some(name) if BIFURCATED.contains(&name) => format!(
+            " though {name} stays bound: install DPDK's driver with its libraries (apt-get install dpdk ibverbs-providers)"
+        ),
+        Some(name) if name.starts_with("vfio") => format!(
+            " though bound to {name}: DPDK has no driver for it, or may not open /dev/vfio (run as root)"
+        ),
+        Some(name) => {
+            format!(" and bound to {name}: run scripts/bind-nics.sh bind {device}")
         }
-        _ => String::new(),
+    }
+}
+
+/// Whether this reads as a PCI address with its domain (`0000:3b:00.0`).
+fn is_pci_address(device: &str) -> bool {
+    let b = device.as_bytes();
+    b.len() == 12
+        && b.iter().enumerate().all(|(i, c)| match i {
+            4 | 7 => *c == b':',
+            10 => *c == b'.',
+            _ => c.is_ascii_hexdigit(),
+        })
+}
+
+fn unknown(device: &str, ports: &[(u16, String)]) -> PortError {
+    let hint = if is_pci_address(device) {
+        let folder = std::path::Path::new("/sys/bus/pci/devices").join(device);
+        pci_hint(&folder, device)
+    } else if device.starts_with("net_") {
+        ": is its driver installed (apt-get install dpdk), and does it take these arguments?"
+            .to_owned()
+    } else {
+        String::new()
     };
     let known: Vec<&str> = ports.iter().map(|(_, name)| name.as_str()).collect();
     let known = if known.is_empty() {
@@ -567,6 +601,39 @@ impl Drop for Inner {
         unsafe {
             dpdk_sys::rte_eth_dev_stop(self.id);
             dpdk_sys::rte_eth_dev_close(self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pci_device_unknown_to_dpdk_is_explained() {
+        let device = "0000:3b:00.0";
+        assert!(is_pci_address(device));
+        for other in ["net_memif0", "3b:00.0", "0000:3b:00-0", "02:70:63:61:70:00"] {
+            assert!(!is_pci_address(other), "{other}");
+        }
+        let bus = tempfile::tempdir().unwrap();
+        let folder = bus.path().join(device);
+        assert!(pci_hint(&folder, device).contains("no such PCI device"));
+        std::fs::create_dir(&folder).unwrap();
+        assert!(pci_hint(&folder, device).contains("bound to no driver"));
+        for (driver, words) in [
+            (
+                "ixgbe",
+                " and bound to ixgbe: run scripts/bind-nics.sh bind 0000:3b:00.0",
+            ),
+            ("mlx5_core", "ibverbs-providers"),
+            ("vfio-pci", "/dev/vfio"),
+        ] {
+            std::os::unix::fs::symlink(bus.path().join(driver), folder.join("driver")).unwrap();
+            let hint = pci_hint(&folder, device);
+            assert!(hint.contains(words), "{hint}");
+            assert_eq!(hint.contains("bind-nics"), driver == "ixgbe", "{hint}");
+            std::fs::remove_file(folder.join("driver")).unwrap();
         }
     }
 }
