@@ -226,7 +226,9 @@ mod plain {
             // the slots are the caller's, so nobody else reads or writes them.
             unsafe {
                 ptr::copy_nonoverlapping(items.as_ptr(), base.add(start), first);
-                ptr::copy_nonoverlapping(items.as_ptr().add(first), base, items.len() - first);
+                if first < items.len() {
+                    ptr::copy_nonoverlapping(items.as_ptr().add(first), base, items.len() - first);
+                }
             }
         }
 
@@ -241,7 +243,9 @@ mod plain {
             // SAFETY: as in write.
             unsafe {
                 ptr::copy_nonoverlapping(base.add(start), out.as_mut_ptr(), first);
-                ptr::copy_nonoverlapping(base, out.as_mut_ptr().add(first), out.len() - first);
+                if first < out.len() {
+                    ptr::copy_nonoverlapping(base, out.as_mut_ptr().add(first), out.len() - first);
+                }
             }
         }
     }
