@@ -3,9 +3,28 @@
 //! Nothing here knows DPDK: messages come over rings as [`Inbound`], buffers go back through
 //! [`Release`], answers leave over rings as [`Ack`].
 
-pub mod credit;
+mod ack;
+mod credit;
 pub mod dedupe;
+mod gap;
 mod inbound;
+mod partition;
+mod produce;
+mod raw;
+#[allow(clippy::module_inception)] // the poll loop is the shard
+mod shard;
+mod snapshot;
 
 pub use crate::wire::datagram::PRODUCE_HEADER_LEN;
+pub use credit::{CRITICAL_CREDIT, FULL_CREDIT, PRESSED_CREDIT};
+pub use gap::GAP_RECORD_TYPE;
 pub use inbound::{Ack, GapReport, Inbound, Kind, Now, REPLY_TO_LEN, Release, ReplyTo};
+pub use partition::{PartitionStats, Reasons};
+pub use shard::{
+    CloseError, DEFAULT_PENDING_ACKS, DEFAULT_PRODUCERS, ROUND_MESSAGES, Shard, ShardConfig,
+    ShardStats,
+};
+pub use snapshot::{PART_MAGIC, PART_MAX, PART_VERSION, Recovered};
+
+#[cfg(test)]
+mod tests;
