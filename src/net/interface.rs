@@ -43,7 +43,10 @@ pub struct Interface {
     /// Of all groups of both families, as `mac_number`, without doubles.
     group_macs: Vec<u64>,
     mac_number: u64,
-    /// Addresses as native numbers, then broadcasts: what a fast compare wants.
+    /// The first address of each family again, beside the MAC: most packets go there. Zero without one.
+    first_v4: u32,
+    first_v6: u128,
+    /// Addresses as native numbers.
     unicast_v4: Vec<u32>,
     broadcast_v4: Vec<u32>,
     unicast_v6: Vec<u128>,
@@ -158,6 +161,8 @@ impl Interface {
             vlan: config.vlan.unwrap_or(NO_VLAN),
             mtu: config.mtu,
             promiscuous: config.promiscuous,
+            first_v4: ipv4.first().map_or(0, |(ip, _)| u32::from(*ip)),
+            first_v6: ipv6.first().map_or(0, |(ip, _)| u128::from(*ip)),
             unicast_v4: ipv4.iter().map(|(ip, _)| u32::from(*ip)).collect(),
             unicast_v6: ipv6.iter().map(|(ip, _)| u128::from(*ip)).collect(),
             group_numbers_v4: groups_v4.iter().map(|ip| u32::from(*ip)).collect(),
@@ -223,16 +228,26 @@ impl Interface {
     #[inline(always)]
     pub fn accepts_mac(&self, mac: &Mac) -> bool {
         let number = mac_number(mac);
-        number == self.mac_number
+        number == self.mac_number || self.accepts_other_mac(mac, number)
+    }
+
+    fn accepts_other_mac(&self, mac: &Mac, number: u64) -> bool {
+        self.promiscuous
             || (ethernet::is_group(mac)
                 && (*mac == ethernet::BROADCAST || self.group_macs.contains(&number)))
-            || self.promiscuous
     }
 
     /// What an IPv4 destination is to us.
     #[inline(always)]
     pub fn relation_v4(&self, address: [u8; 4]) -> Relation {
         let number = u32::from_be_bytes(address);
+        if number == self.first_v4 && number != 0 {
+            return Relation::Own;
+        }
+        self.other_relation_v4(number)
+    }
+
+    fn other_relation_v4(&self, number: u32) -> Relation {
         if self.unicast_v4.contains(&number) {
             Relation::Own
         } else if self.group_numbers_v4.contains(&number) {
@@ -248,6 +263,13 @@ impl Interface {
     #[inline(always)]
     pub fn relation_v6(&self, address: [u8; 16]) -> Relation {
         let number = u128::from_be_bytes(address);
+        if number == self.first_v6 {
+            return Relation::Own;
+        }
+        self.other_relation_v6(number)
+    }
+
+    fn other_relation_v6(&self, number: u128) -> Relation {
         if self.unicast_v6.contains(&number) {
             Relation::Own
         } else if self.group_numbers_v6.contains(&number) {

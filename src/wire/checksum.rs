@@ -30,10 +30,18 @@ impl Sum {
             carried = carried.wrapping_add(word >> 32);
         }
         let mut total = add(sum, carried);
-        if !rest.is_empty() {
-            let mut tail = [0; 8];
-            tail[..rest.len()].copy_from_slice(rest);
-            total = add(total, u64::from_ne_bytes(tail));
+        // The tail word by word: a copy of unknown length would be a call of memcpy.
+        let mut rest = rest;
+        if let Some((word, behind)) = rest.split_first_chunk::<4>() {
+            total = add(total, u64::from(u32::from_ne_bytes(*word)));
+            rest = behind;
+        }
+        if let Some((word, behind)) = rest.split_first_chunk::<2>() {
+            total = add(total, u64::from(u16::from_ne_bytes(*word)));
+            rest = behind;
+        }
+        if let [last] = rest {
+            total = add(total, u64::from(u16::from_ne_bytes([*last, 0])));
         }
         Self(total)
     }
