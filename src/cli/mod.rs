@@ -4,6 +4,7 @@
 //! piped. Exit codes: 0 done, 1 failed, 2 wrong usage (clap's).
 
 mod check;
+pub mod produce;
 mod stats;
 
 use std::error::Error;
@@ -30,6 +31,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Check(check::Args),
+    Produce(produce::Args),
     Stats(stats::Args),
 }
 
@@ -38,6 +40,7 @@ pub fn run(cli: Cli) -> ExitCode {
     start_log();
     let result = match cli.command {
         Command::Check(args) => check::run(&args),
+        Command::Produce(args) => produce::run(&args),
         Command::Stats(args) => stats::run(&args),
     };
     match result {

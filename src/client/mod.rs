@@ -56,6 +56,8 @@ mod model;
 mod partitioner;
 mod producer;
 mod rtt;
+#[cfg(test)]
+mod simulation;
 mod udp;
 
 use std::io;
