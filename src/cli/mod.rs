@@ -4,8 +4,13 @@
 //! piped. Exit codes: 0 done, 1 failed, 2 wrong usage (clap's).
 
 mod check;
+mod inspect;
 pub mod produce;
+mod read;
+#[cfg(feature = "dpdk")]
+mod serve;
 mod stats;
+mod verify;
 
 use std::error::Error;
 use std::io::IsTerminal;
@@ -30,18 +35,28 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[cfg(feature = "dpdk")]
+    Serve(serve::Args),
     Check(check::Args),
     Produce(produce::Args),
     Stats(stats::Args),
+    Read(read::Args),
+    Verify(verify::Args),
+    Inspect(inspect::Args),
 }
 
 /// Runs the subcommand and reports its error as one line.
 pub fn run(cli: Cli) -> ExitCode {
     start_log();
     let result = match cli.command {
+        #[cfg(feature = "dpdk")]
+        Command::Serve(args) => serve::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Produce(args) => produce::run(&args),
         Command::Stats(args) => stats::run(&args),
+        Command::Read(args) => read::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

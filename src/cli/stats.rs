@@ -149,7 +149,8 @@ fn tables(stats: &Stats, before: Option<&Stats>) -> String {
         "/s",
         "written",
         "segments",
-        "staging free",
+        "waiting acks",
+        "credit",
         "queued",
         "producers",
     ]);
@@ -165,7 +166,8 @@ fn tables(stats: &Stats, before: Option<&Stats>) -> String {
                 .iec()
                 .to_string(),
             shard.segments.to_string(),
-            format!("{}/{}", shard.staging_free, shard.staging_slots),
+            shard.pending_acks.to_string(),
+            shard.credit.to_string(),
             shard.queued.to_string(),
             shard.producers.to_string(),
         ]);

@@ -5,4 +5,7 @@
 
 pub mod client;
 pub mod protocol;
+mod read;
 pub mod server;
+
+pub use read::read;

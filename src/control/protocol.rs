@@ -179,10 +179,10 @@ pub struct ShardStats {
     pub committed_bytes: u64,
     /// WAL segments on disk.
     pub segments: u64,
-    /// Staging slots free, of `staging_slots`.
-    pub staging_free: u64,
-    /// Staging slots in all.
-    pub staging_slots: u64,
+    /// Acknowledgements that wait for the disk.
+    pub pending_acks: u64,
+    /// Batches that producers may have outstanding in a partition, now.
+    pub credit: u64,
     /// Inbound messages waiting in the shard's rings.
     pub queued: u64,
     /// Known idempotent producers, counted once a partition.

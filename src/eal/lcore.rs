@@ -87,3 +87,10 @@ pub fn current() -> Option<u32> {
     let id = unsafe { dpdk_sys::tf_lcore_id() };
     (id < dpdk_sys::RTE_MAX_LCORE).then_some(id)
 }
+
+/// Lets the calling thread's short sleeps end on time: Linux rounds them up by 50 µs otherwise.
+pub fn precise_sleeps() {
+    // SAFETY: changes a number of this thread; 1 ns is the least slack, and a failure only leaves
+    // the default.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
+}

@@ -37,13 +37,15 @@ pub enum DropReason {
     BadIcmp,
     /// The datagram protocol was not understood.
     BadDatagram,
+    /// A record batch for a topic or partition that is not served; its producer is told.
+    UnknownPartition,
     /// A reply was due but could not be built or sent.
     NoAnswerRoom,
 }
 
 impl DropReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Truncated,
         Self::BadIpHeader,
         Self::BadIpv4Checksum,
@@ -59,6 +61,7 @@ impl DropReason {
         Self::BadArp,
         Self::BadIcmp,
         Self::BadDatagram,
+        Self::UnknownPartition,
         Self::NoAnswerRoom,
     ];
 
@@ -83,6 +86,7 @@ impl DropReason {
             Self::BadArp => "bad_arp",
             Self::BadIcmp => "bad_icmp",
             Self::BadDatagram => "bad_datagram",
+            Self::UnknownPartition => "unknown_partition",
             Self::NoAnswerRoom => "no_answer_room",
         }
     }

@@ -9,6 +9,8 @@ mod interface;
 mod parse;
 mod reply;
 mod responder;
+#[cfg(feature = "dpdk")]
+pub mod rx;
 mod service;
 
 pub use counters::{Handled, NetCounters};

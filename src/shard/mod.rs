@@ -20,6 +20,8 @@ pub use credit::{CRITICAL_CREDIT, FULL_CREDIT, PRESSED_CREDIT};
 pub use gap::GAP_RECORD_TYPE;
 pub use inbound::{Ack, GapReport, Inbound, Kind, Now, REPLY_TO_LEN, Release, ReplyTo};
 pub use partition::{PartitionStats, Reasons};
+#[cfg(feature = "dpdk")]
+pub(crate) use raw::messages;
 pub use shard::{
     CloseError, DEFAULT_PENDING_ACKS, DEFAULT_PRODUCERS, ROUND_MESSAGES, Shard, ShardConfig,
     ShardStats,

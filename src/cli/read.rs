@@ -1,0 +1,345 @@
+//! `taffrail read`: messages of a partition, from the running server or from a stopped one's files.
+
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use super::{CliResult, ServerArgs};
+use crate::control::client::{ControlClient, ControlError};
+use crate::control::protocol::{Position, ReadAnswer};
+use crate::control::read;
+use crate::storage::{Catalog, LogReader};
+use crate::wire::record_batch::{self, Record, Records};
+
+/// Bytes asked for at a time: large enough that a round trip to the server costs little.
+const CHUNK: u32 = 1 << 20;
+/// How often `--follow` asks for news.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Read messages of a topic
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Topic to read
+    topic: String,
+    /// Partition to read
+    #[arg(long, short, default_value_t = 0)]
+    partition: u32,
+    /// Where to begin: an offset, "earliest" or "latest"
+    #[arg(long, value_name = "OFFSET", default_value = "earliest", value_parser = parse_from, conflicts_with = "time")]
+    from: Position,
+    /// Begin with the first message of this time or later: RFC 3339 (2026-11-24T09:30:00Z) or Unix milliseconds
+    #[arg(long, value_name = "T", value_parser = parse_time)]
+    time: Option<Position>,
+    /// Stop after this many messages
+    #[arg(long, short = 'n', value_name = "N")]
+    count: Option<u64>,
+    /// text: the value and a newline; json: one object a line; hex: offset, time and a hexadecimal value
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// Wait for further messages at the end
+    #[arg(long, short)]
+    follow: bool,
+    /// Read the files of a stopped server in this folder instead of asking a running one
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["socket", "config", "follow"])]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Text,
+    Json,
+    Hex,
+}
+
+fn parse_from(text: &str) -> Result<Position, String> {
+    match text {
+        "earliest" => Ok(Position::Earliest),
+        "latest" => Ok(Position::Latest),
+        _ => match text.parse() {
+            Ok(offset) if offset >= 0 => Ok(Position::Offset(offset)),
+            _ => Err("an offset from 0, \"earliest\" or \"latest\" is allowed".to_owned()),
+        },
+    }
+}
+
+fn parse_time(text: &str) -> Result<Position, String> {
+    if let Ok(ms) = text.parse() {
+        return Ok(Position::Time(ms));
+    }
+    let time: SystemTime = humantime::parse_rfc3339_weak(text).map_err(|e| e.to_string())?;
+    let since = time.duration_since(UNIX_EPOCH).map_err(|e| e.to_string())?;
+    i64::try_from(since.as_millis())
+        .map(Position::Time)
+        .map_err(|e| e.to_string())
+}
+
+/// Where batches come from.
+enum Source {
+    Server(ControlClient),
+    Files(Box<Files>),
+}
+
+/// A stopped server's files, and the reader of the shard that was read last.
+struct Files {
+    folder: PathBuf,
+    catalog: Catalog,
+    reader: Option<(u16, LogReader)>,
+}
+
+impl Files {
+    fn open(folder: &std::path::Path) -> Result<Self, Error> {
+        Ok(Self {
+            folder: folder.to_owned(),
+            catalog: Catalog::open_read_only(folder)?,
+            reader: None,
+        })
+    }
+
+    fn read(
+        &mut self,
+        args: &Args,
+        from: Position,
+        out: &mut Vec<u8>,
+    ) -> Result<ReadAnswer, Error> {
+        let names = || {
+            let names: Vec<&str> = self
+                .catalog
+                .topics()
+                .iter()
+                .map(|t| t.name.as_str())
+                .collect();
+            format!(
+                "there is no topic \"{}\"; there are: {}",
+                args.topic,
+                names.join(", ")
+            )
+        };
+        let topic = self.catalog.topic(&args.topic).ok_or_else(names)?;
+        let key = topic.key(args.partition).ok_or_else(|| {
+            format!(
+                "topic {} has partitions 0 to {}",
+                args.topic,
+                topic.partitions() - 1
+            )
+        })?;
+        let shard = topic.shards[args.partition as usize];
+        let reader = match &mut self.reader {
+            Some((open, reader)) if *open == shard => reader,
+            slot => {
+                &mut slot
+                    .insert((shard, LogReader::offline(&self.folder, shard)?))
+                    .1
+            }
+        };
+        Ok(read(reader, key, from, CHUNK, out)?)
+    }
+}
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+impl Source {
+    fn read(
+        &mut self,
+        args: &Args,
+        from: Position,
+        out: &mut Vec<u8>,
+    ) -> Result<ReadAnswer, Error> {
+        match self {
+            Self::Server(client) => {
+                match client.read(&args.topic, args.partition, from, CHUNK, out) {
+                    Ok(answer) => Ok(answer),
+                    Err(ControlError::Refused(reason)) => Err(reason.into()),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            Self::Files(store) => store.read(args, from, out),
+        }
+    }
+}
+
+/// Prints messages until the end, the count, or an interrupt.
+pub fn run(args: &Args) -> CliResult {
+    let mut source = match &args.data {
+        Some(folder) => Source::Files(Box::new(Files::open(folder)?)),
+        None => Source::Server(ControlClient::connect(&args.server.socket_path()?)?),
+    };
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut from = args.time.unwrap_or(args.from);
+    let mut left = args.count.unwrap_or(u64::MAX);
+    let mut batches = Vec::new();
+    while left > 0 {
+        batches.clear();
+        let answer = source.read(args, from, &mut batches)?;
+        let next = print_batches(args, &batches, answer.from, &mut left, &mut out)?;
+        from = Position::Offset(next);
+        if next >= answer.high_watermark || batches.is_empty() {
+            out.flush()?;
+            if !args.follow {
+                break;
+            }
+            std::thread::sleep(FOLLOW_INTERVAL);
+        }
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// Prints up to `left` messages with an offset of at least `from`; returns the offset behind the
+/// last one seen.
+fn print_batches(
+    args: &Args,
+    mut batches: &[u8],
+    from: i64,
+    left: &mut u64,
+    out: &mut impl Write,
+) -> Result<i64, Error> {
+    let mut next = from;
+    while !batches.is_empty() {
+        let header = record_batch::parse_header(batches)?;
+        let (batch, rest) = batches
+            .split_at_checked(header.total_len())
+            .ok_or("the last record batch is cut off")?;
+        batches = rest;
+        record_batch::validate(batch)?;
+        for record in Records::new(batch)? {
+            let record = record?;
+            if record.offset < next {
+                continue;
+            }
+            if *left == 0 {
+                return Ok(next);
+            }
+            next = record.offset + 1;
+            if header.is_control() {
+                print_gap(args, &record, out)?;
+                continue;
+            }
+            *left -= 1;
+            print_record(args, &record, out)?;
+        }
+        next = next.max(header.base_offset + i64::from(header.last_offset_delta) + 1);
+    }
+    Ok(next)
+}
+
+/// A message as one line of JSON. Bytes that are no UTF-8 are given in hexadecimal under another name.
+#[derive(Serialize)]
+struct JsonRecord<'a> {
+    topic: &'a str,
+    partition: u32,
+    offset: i64,
+    timestamp: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_hex: Option<String>,
+    value: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value_hex: Option<String>,
+}
+
+fn print_record(args: &Args, record: &Record<'_>, out: &mut impl Write) -> CliResult {
+    match args.format {
+        Format::Text => {
+            out.write_all(record.value.unwrap_or_default())?;
+            out.write_all(b"\n")?;
+        }
+        Format::Json => {
+            let (key, key_hex) = text_or_hex(record.key);
+            let (value, value_hex) = text_or_hex(record.value);
+            let line = JsonRecord {
+                topic: &args.topic,
+                partition: args.partition,
+                offset: record.offset,
+                timestamp: record.timestamp,
+                key,
+                key_hex,
+                value,
+                value_hex,
+            };
+            serde_json::to_writer(&mut *out, &line)?;
+            out.write_all(b"\n")?;
+        }
+        Format::Hex => {
+            let millis = u64::try_from(record.timestamp).unwrap_or(0);
+            let time = UNIX_EPOCH + Duration::from_millis(millis);
+            write!(
+                out,
+                "{} {}",
+                record.offset,
+                humantime::format_rfc3339_millis(time)
+            )?;
+            if let Some(key) = record.key {
+                write!(out, " key {}", hex(key))?;
+            }
+            match record.value {
+                Some(value) => writeln!(out, " value {}", hex(value))?,
+                None => writeln!(out, " no value")?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A control batch that tells of messages lost before they reached the log.
+fn print_gap(args: &Args, record: &Record<'_>, out: &mut impl Write) -> CliResult {
+    let text = String::from_utf8_lossy(record.value.unwrap_or_default());
+    if args.format == Format::Json {
+        let gap: serde_json::Value =
+            serde_json::from_str(&text).unwrap_or_else(|_| text.clone().into());
+        let line = serde_json::json!({
+            "topic": args.topic, "partition": args.partition, "offset": record.offset,
+            "timestamp": record.timestamp, "gap": gap,
+        });
+        writeln!(out, "{line}")?;
+    } else {
+        // Not among the values: whoever pipes them wants messages only.
+        eprintln!("gap at offset {}: {text}", record.offset);
+    }
+    Ok(())
+}
+
+fn text_or_hex(bytes: Option<&[u8]>) -> (Option<&str>, Option<String>) {
+    match bytes.map(std::str::from_utf8) {
+        None => (None, None),
+        Some(Ok(text)) => (Some(text), None),
+        Some(Err(_)) => (None, bytes.map(hex)),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_understood() {
+        assert_eq!(parse_from("earliest"), Ok(Position::Earliest));
+        assert_eq!(parse_from("12"), Ok(Position::Offset(12)));
+        assert!(parse_from("-1").is_err());
+        assert_eq!(parse_time("1500"), Ok(Position::Time(1500)));
+        assert_eq!(parse_time("1970-01-01T00:00:02Z"), Ok(Position::Time(2000)));
+        assert!(parse_time("yesterday").is_err());
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_become_hexadecimal() {
+        assert_eq!(text_or_hex(Some(b"a")), (Some("a"), None));
+        assert_eq!(text_or_hex(Some(&[0xff, 0])), (None, Some("ff00".into())));
+        assert_eq!(text_or_hex(None), (None, None));
+    }
+}

@@ -1,0 +1,36 @@
+//! A read as the control socket and the offline command serve it.
+
+use super::protocol::{Position, ReadAnswer};
+use crate::storage::{LogReader, PartitionKey};
+
+/// Appends whole record batches of `key` from position `from` on to `out`: at most `max_bytes`
+/// bytes, or one batch. Errors are for people.
+pub fn read(
+    reader: &mut LogReader,
+    key: PartitionKey,
+    from: Position,
+    max_bytes: u32,
+    out: &mut Vec<u8>,
+) -> Result<ReadAnswer, String> {
+    let text = |error: crate::storage::ReadError| error.to_string();
+    let (start, end) = reader.bounds(key).map_err(text)?;
+    let from = match from {
+        Position::Earliest => start,
+        Position::Latest => end,
+        Position::Offset(offset) => offset,
+        Position::Time(ms) => reader
+            .offset_for_time(key, ms)
+            .map_err(text)?
+            .unwrap_or(end),
+    };
+    let before = out.len();
+    let outcome = reader
+        .read(key, from, max_bytes as usize, out)
+        .map_err(text)?;
+    Ok(ReadAnswer {
+        from,
+        start,
+        high_watermark: outcome.end,
+        bytes: (out.len() - before) as u32,
+    })
+}

@@ -1,0 +1,136 @@
+//! The loop that every lcore runs, and the order in which the loops end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use super::backoff::{Backoff, LoopCounters};
+use crate::config::Idle;
+use crate::eal::lcore;
+use crate::net::rx::{MbufRelease, RxWorker};
+use crate::shard::{CloseError, Now, Shard};
+
+/// How far a stop has come.
+#[derive(Debug)]
+pub(super) struct Phase {
+    stopping: AtomicBool,
+    receiving: AtomicUsize,
+    open_shards: AtomicUsize,
+}
+
+impl Phase {
+    pub(super) fn new(rx_lcores: usize, shards: usize) -> Self {
+        Self {
+            stopping: AtomicBool::new(false),
+            receiving: AtomicUsize::new(rx_lcores),
+            open_shards: AtomicUsize::new(shards),
+        }
+    }
+
+    /// Begins the stop.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+}
+
+/// What one lcore runs.
+pub(super) struct LcoreWork {
+    rx: Option<RxWorker>,
+    shards: Vec<(u16, Shard<MbufRelease>)>,
+    idle: Idle,
+    counters: Arc<LoopCounters>,
+}
+
+/// Reads the clocks once a round.
+struct Clock(Instant);
+
+impl Clock {
+    #[inline(always)]
+    fn now(&self) -> Now {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH);
+        Now {
+            // Nanoseconds fit 64 bits for 584 years.
+            mono_ns: self.0.elapsed().as_nanos() as u64,
+            unix_ns: unix.map_or(0, |t| t.as_nanos() as i64),
+        }
+    }
+}
+
+impl LcoreWork {
+    pub(super) fn new(
+        rx: Option<RxWorker>,
+        shards: Vec<(u16, Shard<MbufRelease>)>,
+        idle: Idle,
+    ) -> Self {
+        Self {
+            rx,
+            shards,
+            idle,
+            counters: Arc::default(),
+        }
+    }
+
+    /// For the statistics.
+    pub(super) fn role(&self) -> &'static str {
+        match (&self.rx, self.shards.is_empty()) {
+            (Some(_), false) => "rx+storage",
+            (Some(_), true) => "rx",
+            (None, _) => "storage",
+        }
+    }
+
+    pub(super) fn counters(&self) -> Arc<LoopCounters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Polls until the stop, then goes through its phases. Returns what went wrong at the end.
+    pub(super) fn run(mut self, phase: &Phase) -> Vec<CloseError> {
+        lcore::precise_sleeps();
+        let clock = Clock(Instant::now());
+        let mut backoff = Backoff::new(self.idle);
+        while !phase.stopping.load(Ordering::Relaxed) {
+            let now = clock.now();
+            let mut work = 0;
+            if let Some(rx) = &mut self.rx {
+                work += rx.poll(now);
+            }
+            let mut waiting = false;
+            for (_, shard) in &mut self.shards {
+                work += shard.poll(now);
+                waiting |= !shard.is_idle();
+            }
+            backoff.after_round(work, waiting, &self.counters);
+        }
+
+        if let Some(rx) = &mut self.rx {
+            rx.finish(clock.now());
+            phase.receiving.fetch_sub(1, Ordering::AcqRel);
+        }
+        // Shards close once nobody pushes to them any more; until then they go on, so that rings move.
+        while phase.receiving.load(Ordering::Acquire) > 0 {
+            for (_, shard) in &mut self.shards {
+                shard.poll(clock.now());
+            }
+            std::hint::spin_loop();
+        }
+        let mut errors = Vec::new();
+        for (number, mut shard) in self.shards.drain(..) {
+            if let Err(error) = shard.drain_and_close(|| clock.now()) {
+                tracing::error!("shard {number}: {error}");
+                errors.push(error);
+            }
+            phase.open_shards.fetch_sub(1, Ordering::AcqRel);
+        }
+        if let Some(rx) = &mut self.rx {
+            loop {
+                let last = phase.open_shards.load(Ordering::Acquire) == 0;
+                while rx.send_acks() > 0 {}
+                if last {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        errors
+    }
+}

@@ -1,0 +1,168 @@
+//! Opening the store: catalog, topics, and each shard's log with its recovered state.
+
+use std::sync::Arc;
+
+use crossbeam_queue::ArrayQueue;
+
+use crate::config::Config;
+use crate::net::rx::Place;
+use crate::shard::{DEFAULT_PENDING_ACKS, DEFAULT_PRODUCERS, GapReport, Recovered, ShardConfig};
+use crate::storage::{
+    Catalog, PartitionKey, RecoveryReport, TopicSpec, WalConfig, WalShared, WalWriter,
+};
+
+use super::Error;
+
+/// Gap reports that may wait for a shard; a full queue delays reports, it loses none.
+const GAP_QUEUE: usize = 1024;
+
+/// A shard that is ready to be run.
+pub(super) struct OpenShard {
+    pub config: ShardConfig,
+    pub recovered: Recovered,
+    pub wal: WalWriter,
+}
+
+/// The store.
+pub(super) struct OpenStore {
+    pub catalog: Catalog,
+    pub shards: Vec<OpenShard>,
+    pub shared: Vec<Arc<WalShared>>,
+    pub gaps: Vec<Arc<ArrayQueue<GapReport>>>,
+    /// By index of the topic in the configuration: where its partitions are.
+    pub places: Vec<Vec<Place>>,
+    /// By shard and local index: the topic's index in the configuration.
+    pub topic_of: Vec<Vec<u16>>,
+}
+
+/// Opens or makes the store and recovers every shard.
+pub(super) fn open(config: &Config) -> Result<OpenStore, Error> {
+    let mut catalog = Catalog::open(&config.storage.path)?;
+    let specs: Vec<TopicSpec> = config
+        .topics
+        .iter()
+        .map(|t| TopicSpec {
+            name: t.name.clone(),
+            partitions: t.partitions,
+        })
+        .collect();
+    catalog.ensure(&specs, config.storage.shards)?;
+
+    let count = usize::from(config.storage.shards);
+    let mut keys: Vec<Vec<PartitionKey>> = vec![Vec::new(); count];
+    let mut topic_of = vec![Vec::new(); count];
+    let mut places = Vec::new();
+    for (index, topic) in config.topics.iter().enumerate() {
+        let entry = catalog
+            .topic(&topic.name)
+            .ok_or_else(|| format!("topic {} is missing in the catalog", topic.name))?;
+        let mut own = Vec::new();
+        for (partition, &shard) in entry.shards.iter().enumerate() {
+            let list = keys.get_mut(usize::from(shard)).ok_or_else(|| {
+                format!(
+                    "partition {partition} of topic {} lies in shard {shard}, [storage] shards is {count}: shards can be added, not removed",
+                    topic.name
+                )
+            })?;
+            own.push(Place {
+                shard,
+                local: list.len() as u32,
+            });
+            list.push(PartitionKey {
+                topic: entry.id,
+                partition: partition as u32,
+            });
+            topic_of[usize::from(shard)].push(index as u16);
+        }
+        places.push(own);
+    }
+
+    let (mut shards, mut shared, mut gaps) = (Vec::new(), Vec::new(), Vec::new());
+    for (shard, partitions) in keys.into_iter().enumerate() {
+        let queue = Arc::new(ArrayQueue::new(GAP_QUEUE));
+        let shard_config = ShardConfig {
+            partitions,
+            max_producers: DEFAULT_PRODUCERS,
+            max_pending_acks: DEFAULT_PENDING_ACKS,
+            gaps: Arc::clone(&queue),
+        };
+        let mut recovered = Recovered::new(&shard_config);
+        let wal_config = WalConfig {
+            segment_size: config.storage.segment_size,
+            prepared_segments: usize::from(config.storage.prepared_segments),
+            staging_size: config.storage.staging_size,
+            staging_dir: config.storage.staging_dir.clone(),
+            commit_size: config.storage.commit_size as usize,
+            commits_in_flight: usize::from(config.storage.commits_in_flight),
+            linger: config.storage.linger,
+            ..WalConfig::new(&config.storage.path, catalog.store_id())
+        };
+        let (wal, view, report) = WalWriter::open(&wal_config, shard as u16, &mut recovered)?;
+        tell(shard, &report);
+        if recovered.malformed() > 0 {
+            tracing::warn!(
+                "shard {shard}: {} entries are whole but not understood: written by a newer version?",
+                recovered.malformed()
+            );
+        }
+        shards.push(OpenShard {
+            config: shard_config,
+            recovered,
+            wal,
+        });
+        shared.push(view);
+        gaps.push(queue);
+    }
+    Ok(OpenStore {
+        catalog,
+        shards,
+        shared,
+        gaps,
+        places,
+        topic_of,
+    })
+}
+
+/// What recovery read, kept and cut off, for the log.
+fn tell(shard: usize, report: &RecoveryReport) {
+    if report.frames_read == 0 && report.staged_frames == 0 && report.cut.is_none() {
+        tracing::info!("shard {shard}: the log is new");
+        return;
+    }
+    tracing::info!(
+        "shard {shard}: {}; read {} frames ({} bytes) of {} segments in {:?}, replayed {} batches, the log ends at LSN {}",
+        if report.clean {
+            "was closed cleanly"
+        } else {
+            "was not closed cleanly"
+        },
+        report.frames_read,
+        report.bytes_read,
+        report.segments_read,
+        report.took,
+        report.batches_replayed,
+        report.end_lsn
+    );
+    if report.staged_frames > 0 {
+        tracing::info!(
+            "shard {shard}: {} batches in {} frames were only in the staging file and are on disk now",
+            report.staged_entries,
+            report.staged_frames
+        );
+    }
+    if let Some(path) = &report.staging_lost {
+        tracing::warn!(
+            "shard {shard}: the staging file {} of this boot is gone: messages acknowledged with acks=1 and not yet committed are lost",
+            path.display()
+        );
+    }
+    if let Some(cut) = &report.cut {
+        tracing::warn!(
+            "shard {shard}: cut off {} bytes behind byte {} of {}: {}",
+            cut.bytes,
+            cut.position,
+            cut.path.display(),
+            cut.reason
+        );
+    }
+}
