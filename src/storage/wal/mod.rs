@@ -15,6 +15,9 @@ pub mod shared;
 pub mod staging;
 pub mod writer;
 
+#[cfg(all(test, not(loom)))]
+mod tests;
+
 pub use error::WalError;
 pub use frame::LogId;
 pub use recovery::{RecoveryReport, Replay};

@@ -182,9 +182,9 @@ struct Op {
 }
 
 /// A segment that is written to.
-struct Active {
+pub(super) struct Active {
     number: u64,
-    file: File,
+    pub(super) file: File,
     base: u64,
     size: u64,
     header: AlignedBuf,
@@ -209,7 +209,7 @@ pub struct WalWriter {
     in_flight: VecDeque<Op>,
     /// Number of the op at the front of `in_flight`.
     front: u64,
-    segments: VecDeque<Active>,
+    pub(super) segments: VecDeque<Active>,
     next_segment: u64,
     first: Option<Prepared>,
     preparer: Option<Preparer>,
@@ -605,7 +605,7 @@ impl WalWriter {
     }
 
     /// Seals the open frame if it has entries (or `flags`), and queues it.
-    fn seal_open(&mut self, flags: u8) {
+    pub(super) fn seal_open(&mut self, flags: u8) {
         let Some(open) = self.open.take_if(|open| open.entries > 0 || flags != 0) else {
             return;
         };
