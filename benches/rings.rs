@@ -1,7 +1,9 @@
 //! Rings between two threads, each pinned to a CPU of its own: crossbeam's ArrayQueue, rtrb, DPDK's
 //! rte_ring and the SPSC ring of the data path, in bursts of 1, 8 and 32.
 //!
-//! `cargo bench --bench rings`; the time is for one object. Without the feature `dpdk` rte_ring is
+//! `cargo bench --bench rings`; the time is for one object. With `-- --table` it prints a table of
+//! the best and the median of many short runs instead: on a machine whose CPUs are shared, the best
+//! is what the ring does while both threads run. Without the feature `dpdk` rte_ring is
 //! left out. Needs two CPUs that nothing else uses.
 
 use std::{
@@ -185,12 +187,31 @@ fn rte_ring(ring: &taffrail::eal::Ring, objects: u64, burst: usize) -> Duration 
     )
 }
 
+/// Runs and objects a run of the table: a run ends well within a scheduler's time slice.
+const TABLE_RUNS: usize = 300;
+const TABLE_OBJECTS: u64 = 50_000;
+
+/// A row for each ring: best and median ns an object for each burst.
+fn table(benches: &[(&str, &dyn Fn(u64, usize) -> Duration)]) {
+    print!("| ring |");
+    for burst in BURSTS {
+        print!(" burst {burst}: best | median |");
+    }
+    println!("\n| --- |{}", " ---: | ---: |".repeat(BURSTS.len()));
+    for (name, run) in benches {
+        print!("| {name} |");
+        for burst in BURSTS {
+            let mut samples: Vec<f64> = (0..TABLE_RUNS)
+                .map(|_| run(TABLE_OBJECTS, burst).as_nanos() as f64 / TABLE_OBJECTS as f64)
+                .collect();
+            samples.sort_by(f64::total_cmp);
+            print!(" {:.1} | {:.1} |", samples[0], samples[TABLE_RUNS / 2]);
+        }
+        println!();
+    }
+}
+
 fn main() {
-    let mut criterion = Criterion::default()
-        .sample_size(20)
-        .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(2))
-        .configure_from_args();
     #[cfg(feature = "dpdk")]
     let ring = {
         use taffrail::eal::{EalArgs, Environment, Ring};
@@ -199,29 +220,32 @@ fn main() {
         let environment = Environment::start(&arguments).expect("EAL starts without devices");
         Ring::new(&environment, "rings", SLOTS as u32).expect("a ring of 4,096 slots")
     };
-    type Bench = (&'static str, fn(u64, usize) -> Duration);
-    let benches: [Bench; 4] = [
-        ("spsc", spsc_ring),
-        ("spsc, 32-byte descriptors", spsc_descriptors),
-        ("rtrb", rtrb_ring),
-        ("crossbeam ArrayQueue", array_queue),
+    #[cfg(feature = "dpdk")]
+    let rte = |objects, burst| rte_ring(&ring, objects, burst);
+    let benches: Vec<(&str, &dyn Fn(u64, usize) -> Duration)> = vec![
+        ("spsc", &spsc_ring),
+        ("spsc, 32-byte descriptors", &spsc_descriptors),
+        ("rtrb", &rtrb_ring),
+        ("crossbeam ArrayQueue", &array_queue),
+        #[cfg(feature = "dpdk")]
+        ("rte_ring SP/SC", &rte),
     ];
+    if std::env::args().any(|argument| argument == "--table") {
+        return table(&benches);
+    }
+    let mut criterion = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2))
+        .configure_from_args();
     for burst in BURSTS {
         let mut group = criterion.benchmark_group("ring");
         group.throughput(Throughput::Elements(1));
-        for (name, run) in benches {
-            group.bench_with_input(BenchmarkId::new(name, burst), &burst, |b, &burst| {
+        for (name, run) in &benches {
+            group.bench_with_input(BenchmarkId::new(*name, burst), &burst, |b, &burst| {
                 b.iter_custom(|objects| run(objects, burst));
             });
         }
-        #[cfg(feature = "dpdk")]
-        group.bench_with_input(
-            BenchmarkId::new("rte_ring SP/SC", burst),
-            &burst,
-            |b, &burst| {
-                b.iter_custom(|objects| rte_ring(&ring, objects, burst));
-            },
-        );
         group.finish();
     }
     criterion.final_summary();
