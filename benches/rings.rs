@@ -187,12 +187,15 @@ fn rte_ring(ring: &taffrail::eal::Ring, objects: u64, burst: usize) -> Duration 
     )
 }
 
+/// A ring's name, and what moves a number of objects through it in bursts.
+type Named<'a> = (&'a str, &'a dyn Fn(u64, usize) -> Duration);
+
 /// Runs and objects a run of the table: a run ends well within a scheduler's time slice.
 const TABLE_RUNS: usize = 300;
 const TABLE_OBJECTS: u64 = 50_000;
 
 /// A row for each ring: best and median ns an object for each burst.
-fn table(benches: &[(&str, &dyn Fn(u64, usize) -> Duration)]) {
+fn table(benches: &[Named<'_>]) {
     print!("| ring |");
     for burst in BURSTS {
         print!(" burst {burst}: best | median |");
@@ -222,7 +225,7 @@ fn main() {
     };
     #[cfg(feature = "dpdk")]
     let rte = |objects, burst| rte_ring(&ring, objects, burst);
-    let benches: Vec<(&str, &dyn Fn(u64, usize) -> Duration)> = vec![
+    let benches: Vec<Named<'_>> = vec![
         ("spsc", &spsc_ring),
         ("spsc, 32-byte descriptors", &spsc_descriptors),
         ("rtrb", &rtrb_ring),
