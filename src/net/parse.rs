@@ -148,116 +148,126 @@ pub(super) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     out
 }
 
+/// The value of an option, or return with the reason to drop.
+///
+/// The functions below return [`Parsed`] itself instead of a `Result` of it: the compiler builds that
+/// in place, while taking it out of a `Result` copied it by wider loads than it had been stored by,
+/// which stalls until the stores have left the pipeline.
+macro_rules! require {
+    ($option:expr, $reason:expr) => {
+        match $option {
+            Some(value) => value,
+            None => return Parsed::Drop($reason),
+        }
+    };
+}
+
 /// Reads `frame`, which begins with the Ethernet destination and has no check sequence behind it.
 ///
 /// Cost: the headers, plus one pass over the UDP payload unless the NIC verified the checksum.
 #[inline]
 pub fn parse(frame: &[u8], options: &ParseOptions<'_>) -> Parsed {
     let frame = &frame[..frame.len().min(usize::from(u16::MAX))];
-    match parse_ethernet(frame, options) {
-        Ok(parsed) => parsed,
-        Err(reason) => Parsed::Drop(reason),
-    }
+    parse_ethernet(frame, options)
 }
 
 #[inline(always)]
-fn parse_ethernet(frame: &[u8], options: &ParseOptions<'_>) -> Result<Parsed, DropReason> {
-    let header: &[u8; ethernet::HEADER_LEN] = frame.first_chunk().ok_or(DropReason::Truncated)?;
+fn parse_ethernet(frame: &[u8], options: &ParseOptions<'_>) -> Parsed {
+    let header: &[u8; ethernet::HEADER_LEN] = require!(frame.first_chunk(), DropReason::Truncated);
     let mut ether_type = be16(header, 12);
     let mut vlan = options.stripped_vlan;
     let mut offset = ethernet::HEADER_LEN;
     if ether_type == ethernet::TYPE_VLAN || ether_type == ethernet::TYPE_SERVICE_VLAN {
         // A second tag, and one of a provider's network, belong to no VLAN of ours.
         if vlan != NO_VLAN || ether_type == ethernet::TYPE_SERVICE_VLAN {
-            return Err(DropReason::WrongVlan);
+            return Parsed::Drop(DropReason::WrongVlan);
         }
-        let tag: &[u8; 4] = frame[offset..].first_chunk().ok_or(DropReason::Truncated)?;
+        let tag: &[u8; 4] = require!(frame[offset..].first_chunk(), DropReason::Truncated);
         vlan = be16(tag, 0) & ethernet::VLAN_ID_MASK;
         ether_type = be16(tag, 2);
         offset += ethernet::VLAN_TAG_LEN;
         if ether_type == ethernet::TYPE_VLAN || ether_type == ethernet::TYPE_SERVICE_VLAN {
-            return Err(DropReason::WrongVlan);
+            return Parsed::Drop(DropReason::WrongVlan);
         }
     }
     // VLAN 0 only carries a priority (IEEE 802.1Q §9.6): such a frame counts as untagged.
     let vlan = if vlan == 0 { NO_VLAN } else { vlan };
     let interface = options.interface;
     if vlan != interface.vlan() {
-        return Err(DropReason::WrongVlan);
+        return Parsed::Drop(DropReason::WrongVlan);
     }
     let mac: Mac = array(header, 0);
     if !interface.accepts_mac(&mac) {
         // Of link-local groups that are not ours, ICMPv6 is looked at all the same.
         if ether_type == ethernet::TYPE_IPV6 && mac[0] == 0x33 && mac[1] == 0x33 {
             return match parse_ipv6(frame, offset, options) {
-                Ok(parsed @ Parsed::Icmpv6(_)) => Ok(parsed),
-                _ => Err(DropReason::NotForUs),
+                parsed @ Parsed::Icmpv6(_) => parsed,
+                _ => Parsed::Drop(DropReason::NotForUs),
             };
         }
-        return Err(DropReason::NotForUs);
+        return Parsed::Drop(DropReason::NotForUs);
     }
     match ether_type {
         ethernet::TYPE_IPV4 => parse_ipv4(frame, offset, options),
         ethernet::TYPE_IPV6 => parse_ipv6(frame, offset, options),
         ethernet::TYPE_ARP => parse_arp(frame, offset),
-        _ => Err(DropReason::UnknownEthertype),
+        _ => Parsed::Drop(DropReason::UnknownEthertype),
     }
 }
 
 #[inline(never)]
-fn parse_arp(frame: &[u8], offset: usize) -> Result<Parsed, DropReason> {
-    arp::Packet::parse(&frame[offset..]).ok_or(DropReason::BadArp)?;
-    Ok(Parsed::Arp(ControlPacket {
+fn parse_arp(frame: &[u8], offset: usize) -> Parsed {
+    let _ = require!(arp::Packet::parse(&frame[offset..]), DropReason::BadArp);
+    Parsed::Arp(ControlPacket {
         ip_offset: offset as u16,
         offset: offset as u16,
         len: arp::LEN as u16,
         relation: Relation::Foreign,
-    }))
+    })
 }
 
 #[inline(always)]
-fn parse_ipv4(
-    frame: &[u8],
-    offset: usize,
-    options: &ParseOptions<'_>,
-) -> Result<Parsed, DropReason> {
+fn parse_ipv4(frame: &[u8], offset: usize, options: &ParseOptions<'_>) -> Parsed {
     let ip = &frame[offset..];
-    let fixed: &[u8; ipv4::HEADER_LEN] = ip.first_chunk().ok_or(DropReason::Truncated)?;
+    let fixed: &[u8; ipv4::HEADER_LEN] = require!(ip.first_chunk(), DropReason::Truncated);
     let header_len = usize::from(fixed[0] & 0x0f) * 4;
     if fixed[0] >> 4 != 4 || header_len < ipv4::HEADER_LEN {
-        return Err(DropReason::BadIpHeader);
+        return Parsed::Drop(DropReason::BadIpHeader);
     }
     let header_valid = if header_len == ipv4::HEADER_LEN {
         options.l3_good || Sum::of(fixed).is_valid()
     } else {
-        let header = ip.get(..header_len).ok_or(DropReason::Truncated)?;
+        let header = require!(ip.get(..header_len), DropReason::Truncated);
         options.l3_good || Sum::of(header).is_valid()
     };
     if !header_valid {
-        return Err(DropReason::BadIpv4Checksum);
+        return Parsed::Drop(DropReason::BadIpv4Checksum);
     }
     let total_len = usize::from(be16(fixed, 2));
     if total_len < header_len {
-        return Err(DropReason::BadIpHeader);
+        return Parsed::Drop(DropReason::BadIpHeader);
     }
     // Bytes behind the total length are Ethernet padding.
-    let packet = ip.get(..total_len).ok_or(DropReason::Truncated)?;
+    let packet = require!(ip.get(..total_len), DropReason::Truncated);
     let relation = options
         .interface
         .relation_v4(array(fixed, ipv4::DESTINATION));
     if relation == Relation::Foreign {
-        return Err(DropReason::NotForUs);
+        return Parsed::Drop(DropReason::NotForUs);
     }
     if be16(fixed, 6) & ipv4::FRAGMENT_MASK != 0 {
-        return Err(DropReason::Fragment);
+        return Parsed::Drop(DropReason::Fragment);
     }
     let payload = &packet[header_len..];
     let payload_offset = offset + header_len;
     match fixed[9] {
         ipv4::PROTOCOL_UDP => {
             let (src_port, dst_port, len) =
-                parse_udp(payload, &fixed[ipv4::SOURCE..], false, options)?;
-            Ok(Parsed::Udp(UdpPacket {
+                match parse_udp(payload, &fixed[ipv4::SOURCE..], false, options) {
+                    Ok(found) => found,
+                    Err(reason) => return Parsed::Drop(reason),
+                };
+            Parsed::Udp(UdpPacket {
                 payload_offset: (payload_offset + udp::HEADER_LEN) as u16,
                 payload_len: len,
                 ip_offset: offset as u16,
@@ -265,12 +275,12 @@ fn parse_ipv4(
                 dst_port,
                 ip_version: 4,
                 relation,
-            }))
+            })
         }
         protocol @ (ipv4::PROTOCOL_ICMP | ipv4::PROTOCOL_IGMP) => {
             // Both have a header of 8 bytes and a checksum over the message alone.
             if payload.len() < 8 || !Sum::of(payload).is_valid() {
-                return Err(DropReason::BadIcmp);
+                return Parsed::Drop(DropReason::BadIcmp);
             }
             let packet = ControlPacket {
                 ip_offset: offset as u16,
@@ -278,57 +288,57 @@ fn parse_ipv4(
                 len: payload.len() as u16,
                 relation,
             };
-            Ok(if protocol == ipv4::PROTOCOL_ICMP {
+            if protocol == ipv4::PROTOCOL_ICMP {
                 Parsed::Icmp(packet)
             } else {
                 Parsed::Igmp(packet)
-            })
+            }
         }
-        _ => Err(DropReason::UnknownProtocol),
+        _ => Parsed::Drop(DropReason::UnknownProtocol),
     }
 }
 
 #[inline]
-fn parse_ipv6(
-    frame: &[u8],
-    offset: usize,
-    options: &ParseOptions<'_>,
-) -> Result<Parsed, DropReason> {
+fn parse_ipv6(frame: &[u8], offset: usize, options: &ParseOptions<'_>) -> Parsed {
     let ip = &frame[offset..];
-    let fixed: &[u8; ipv6::HEADER_LEN] = ip.first_chunk().ok_or(DropReason::Truncated)?;
+    let fixed: &[u8; ipv6::HEADER_LEN] = require!(ip.first_chunk(), DropReason::Truncated);
     if fixed[0] >> 4 != 6 {
-        return Err(DropReason::BadIpHeader);
+        return Parsed::Drop(DropReason::BadIpHeader);
     }
     let payload_len = usize::from(be16(fixed, 4));
-    let packet = ip
-        .get(..ipv6::HEADER_LEN + payload_len)
-        .ok_or(DropReason::Truncated)?;
+    let packet = require!(
+        ip.get(..ipv6::HEADER_LEN + payload_len),
+        DropReason::Truncated
+    );
     let destination: [u8; 16] = array(fixed, ipv6::DESTINATION);
     let relation = options.interface.relation_v6(destination);
     // Neighbour discovery and MLD talk to groups we need not be in: theirs is looked at below.
     let link_local_group = destination[0] == 0xff && destination[1] & 0x0f == 2;
     if relation == Relation::Foreign && !link_local_group {
-        return Err(DropReason::NotForUs);
+        return Parsed::Drop(DropReason::NotForUs);
     }
     let mut next_header = fixed[6];
     let mut at = ipv6::HEADER_LEN;
     if next_header != ipv6::NEXT_UDP {
         (next_header, at) = match skip_extension_headers(packet, next_header) {
             Ok(found) => found,
-            Err(_) if relation == Relation::Foreign => return Err(DropReason::NotForUs),
-            Err(reason) => return Err(reason),
+            Err(_) if relation == Relation::Foreign => return Parsed::Drop(DropReason::NotForUs),
+            Err(reason) => return Parsed::Drop(reason),
         };
     }
     if relation == Relation::Foreign && next_header != ipv6::NEXT_ICMPV6 {
-        return Err(DropReason::NotForUs);
+        return Parsed::Drop(DropReason::NotForUs);
     }
     let payload = &packet[at..];
     let payload_offset = offset + at;
     match next_header {
         ipv6::NEXT_UDP => {
             let (src_port, dst_port, len) =
-                parse_udp(payload, &fixed[ipv6::SOURCE..], true, options)?;
-            Ok(Parsed::Udp(UdpPacket {
+                match parse_udp(payload, &fixed[ipv6::SOURCE..], true, options) {
+                    Ok(found) => found,
+                    Err(reason) => return Parsed::Drop(reason),
+                };
+            Parsed::Udp(UdpPacket {
                 payload_offset: (payload_offset + udp::HEADER_LEN) as u16,
                 payload_len: len,
                 ip_offset: offset as u16,
@@ -336,7 +346,7 @@ fn parse_ipv6(
                 dst_port,
                 ip_version: 6,
                 relation,
-            }))
+            })
         }
         ipv6::NEXT_ICMPV6 => {
             let len = payload.len() as u16;
@@ -344,16 +354,16 @@ fn parse_ipv6(
                 .plus(Sum::of(payload));
             // Type, code and checksum are common to all messages (RFC 4443 §2.1).
             if payload.len() < 4 || !sum.is_valid() {
-                return Err(DropReason::BadIcmp);
+                return Parsed::Drop(DropReason::BadIcmp);
             }
-            Ok(Parsed::Icmpv6(ControlPacket {
+            Parsed::Icmpv6(ControlPacket {
                 ip_offset: offset as u16,
                 offset: payload_offset as u16,
                 len,
                 relation,
-            }))
+            })
         }
-        _ => Err(DropReason::UnknownProtocol),
+        _ => Parsed::Drop(DropReason::UnknownProtocol),
     }
 }
 
