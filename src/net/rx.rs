@@ -284,7 +284,7 @@ impl RxWorker {
         }
         lanes.turn = lanes.turn.wrapping_add(1);
         for shard in &mut lanes.shards {
-            shard.shed_below = shed_below(&shard.link.out);
+            shard.shed_below = shed_below(&mut shard.link.out);
         }
         for i in 0..2 * PREFETCH_AHEAD {
             burst.prefetch_mbuf(i);
@@ -736,12 +736,37 @@ fn source_hash(packet: &UdpPacket, frame: &[u8]) -> u64 {
 }
 
 /// The priority below which topics are shed: 0 (nothing) while the ring is at most half full, then
-/// one more for each further sixteenth, up to 7 (all but the highest).
+/// one more for each further sixteenth, up to 7 (all but the highest). The hint is from the last time
+/// that the consumer was looked at, so it can only be too high: then it is looked at again.
 #[inline]
-fn shed_below(ring: &spsc::Producer<Inbound>) -> u8 {
-    let (used, capacity) = (ring.len_hint(), ring.capacity());
-    if 2 * used <= capacity {
+fn shed_below(ring: &mut spsc::Producer<Inbound>) -> u8 {
+    let capacity = ring.capacity();
+    if 2 * ring.len_hint() <= capacity {
         return 0;
     }
+    let used = capacity - ring.free();
     ((16 * used / capacity).saturating_sub(8)).min(7) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shedding_follows_the_ring_up_and_down() {
+        // SAFETY: the memory is static, and nothing is released.
+        let message = unsafe { Inbound::new(0, b"x".as_ptr(), 1, 0, 0, Kind::Raw, 0) };
+        let (mut producer, mut consumer) = spsc::ring::<Inbound>(64);
+        let levels: Vec<u8> = (0..64)
+            .map(|_| {
+                assert!(producer.push(message));
+                shed_below(&mut producer)
+            })
+            .collect();
+        assert!(levels[..35].iter().all(|&level| level == 0), "{levels:?}");
+        assert!(levels.is_sorted(), "{levels:?}");
+        assert_eq!(levels[63], 7);
+        while consumer.pop().is_some() {}
+        assert_eq!(shed_below(&mut producer), 0);
+    }
 }
