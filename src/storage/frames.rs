@@ -39,6 +39,9 @@ pub enum FetchError {
         /// What is wrong.
         error: SegmentError,
     },
+    /// The frame has left the staging slots, and the file was not to be read.
+    #[error("the frame is no longer in memory")]
+    NotStaged,
     /// There is no such frame.
     #[error("{path} at byte {position}: {error}")]
     Frame {
@@ -83,6 +86,8 @@ pub(crate) struct FrameReader {
     id: LogId,
     dir: PathBuf,
     live: Option<Arc<WalShared>>,
+    /// Do not touch the disk for a frame that has left the staging slots.
+    pub(crate) staged_only: bool,
     segment: Option<OpenSegment>,
     window: Vec<u8>,
     window_lsn: u64,
@@ -103,6 +108,7 @@ impl FrameReader {
             id,
             dir: dir.to_owned(),
             live: None,
+            staged_only: false,
             segment: None,
             window: Vec::new(),
             window_lsn: 0,
@@ -149,6 +155,15 @@ impl FrameReader {
             return Ok(result);
         }
         let header = self.header(base)?;
+        if self.staged_only
+            && let Some(shared) = &self.live
+            // The rest of a segment may be blank: then the next one's first frame is what is staged.
+            && shared
+                .with_staged(header.end() + SEGMENT_HEADER as u64, |_, _| ())
+                .is_none()
+        {
+            return Err(FetchError::NotStaged);
+        }
         let end = header.end().min(self.limit());
         let head = self.bytes(lsn, FRAME_HEADER, end)?;
         let path_error = |reader: &Self, error| FetchError::Frame {

@@ -857,3 +857,73 @@ fn slots_carry_their_sequence_where_recovery_looks() {
     let bytes = fs::read(place.staging_file()).unwrap();
     assert_eq!(u64_at(&bytes, STAGING_HEADER + OFF_SEQ), 1);
 }
+
+#[test]
+fn verify_tells_a_torn_tail_from_damage() {
+    use crate::storage::verify::{Severity, verify};
+    use crate::storage::{Catalog, TopicSpec};
+
+    let mut place = Place::new();
+    let mut catalog = Catalog::open(place.store.path()).unwrap();
+    catalog
+        .ensure(
+            &[TopicSpec {
+                name: "t".to_owned(),
+                partitions: 3,
+            }],
+            1,
+        )
+        .unwrap();
+    let mut config = place.config();
+    config.store_id = catalog.store_id();
+    let mut log = Log::default();
+    let (mut writer, _, _) = WalWriter::open(&config, 0, &mut log).unwrap();
+    let mut model = Model::default();
+    for _ in 0..40 {
+        model.append_all(&mut writer, 9, 3000);
+        writer.flush().unwrap();
+    }
+    writer.close().unwrap();
+    drop(catalog);
+    let mut last = (0, 0);
+    let report = verify(place.store.path(), |p| last = (p.done, p.total)).unwrap();
+    assert!(last.0 == last.1 && last.1 > 0);
+    assert_eq!(
+        (report.findings.len(), report.clean, report.shards),
+        (0, 1, 1)
+    );
+    assert_eq!((report.batches, report.records), (360, 360));
+
+    let frames = frames_of(&place.shard());
+    let (path, at, _) = frames.last().unwrap();
+    let spoil = |path: &Path, at: u64| {
+        OpenOptions::new()
+            .write(true)
+            .open(path)
+            .unwrap()
+            .write_all_at(&[0xff; 8], at)
+            .unwrap();
+    };
+    spoil(path, at + 600);
+    let report = verify(place.store.path(), |_| ()).unwrap();
+    assert!(report.is_sound());
+    let [finding] = &report.findings[..] else {
+        panic!("{:?}", report.findings);
+    };
+    assert_eq!(
+        (&finding.path, finding.position, finding.severity),
+        (path, *at, Severity::TornTail)
+    );
+    let (path, at, _) = &frames[5];
+    spoil(path, at + 600);
+    let report = verify(place.store.path(), |_| ()).unwrap();
+    assert!(!report.is_sound());
+    assert!(
+        report
+            .findings
+            .iter()
+            .any(|f| &f.path == path && f.position == *at && f.severity == Severity::Damage)
+    );
+    // The name on tmpfs goes with the folder.
+    place.staging = tempfile::tempdir_in("/dev/shm").unwrap();
+}
