@@ -7,6 +7,7 @@ mod check;
 mod inspect;
 pub mod produce;
 mod read;
+mod send_udp;
 #[cfg(feature = "dpdk")]
 mod serve;
 mod stats;
@@ -41,6 +42,7 @@ enum Command {
     Produce(produce::Args),
     Stats(stats::Args),
     Read(read::Args),
+    SendUdp(send_udp::Args),
     Verify(verify::Args),
     Inspect(inspect::Args),
 }
@@ -55,6 +57,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Produce(args) => produce::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Read(args) => read::run(&args),
+        Command::SendUdp(args) => send_udp::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
     };
