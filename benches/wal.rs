@@ -105,7 +105,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut offset = 0i64;
     while appended < total || !waiting.is_empty() {
         let mono = now();
-        writer.poll(mono);
+        writer.poll(mono, false);
         let durable = writer.durable();
         while let Some(&(seq, at)) = waiting.front() {
             if seq > durable {

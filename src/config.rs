@@ -108,7 +108,7 @@ pub struct Storage {
     pub commit_size: u64,
     /// Group commits written at the same time.
     pub commits_in_flight: u16,
-    /// Longest time a message may wait for others to share its commit, when the disk is free.
+    /// Longest time a message may wait for others to share its commit, under load.
     pub linger: Duration,
 }
 
@@ -547,7 +547,7 @@ impl Checker<'_> {
     fn storage(&self, raw: RawStorage) -> Result<Storage, ConfigError> {
         let staging_position = raw.staging_size.as_ref().map(|s| s.span().start);
         let linger = match raw.linger {
-            None => Duration::ZERO,
+            None => crate::storage::DEFAULT_LINGER,
             Some(text) => match humantime::parse_duration(text.get_ref()) {
                 Ok(linger) if linger <= Duration::from_secs(1) => linger,
                 _ => {

@@ -6,9 +6,9 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::backoff::{Backoff, LoopCounters};
 use crate::config::Idle;
-use crate::eal::lcore;
+use crate::eal::{BURST, lcore};
 use crate::net::rx::{MbufRelease, RxWorker};
-use crate::shard::{CloseError, Now, Shard};
+use crate::shard::{CloseError, Now, ROUND_MESSAGES, Shard};
 
 /// How far a stop has come.
 #[derive(Debug)]
@@ -89,10 +89,18 @@ impl LcoreWork {
         let clock = Clock(Instant::now());
         let mut backoff = Backoff::new(self.idle);
         while !phase.stopping.load(Ordering::Relaxed) {
-            let now = clock.now();
+            let mut now = clock.now();
             let mut work = 0;
             if let Some(rx) = &mut self.rx {
                 work += rx.poll(now);
+                // Several bursts for each round of the shards, as they have where lcores are spread.
+                while !self.shards.is_empty() && (BURST..ROUND_MESSAGES).contains(&work) {
+                    now = clock.now();
+                    match rx.poll(now) {
+                        0 => break,
+                        more => work += more,
+                    }
+                }
             }
             let mut waiting = false;
             for (_, shard) in &mut self.shards {

@@ -35,6 +35,9 @@ use crate::wire::{
 /// enough that their descriptors stay in the nearest cache.
 pub const ROUND_MESSAGES: usize = 512;
 
+/// So many messages at hand make a round that need not hurry to commit: more will be there when it ends.
+const LOADED_MESSAGES: usize = ROUND_MESSAGES / 2;
+
 /// Gap reports stored in one round, so that a flood of them cannot starve messages.
 const ROUND_GAPS: usize = 8;
 
@@ -305,7 +308,7 @@ impl<R: Release> Core<R> {
                 work += self.round(wal);
             }
         }
-        work += wal.poll(now.mono_ns);
+        work += wal.poll(now.mono_ns, queued >= LOADED_MESSAGES);
         work += self.settle(wal);
         if work > 0 || queued > 0 {
             self.publish_gauges(queued);

@@ -15,7 +15,8 @@ pub mod wal;
 pub use catalog::{Catalog, CatalogError, Topic, TopicSpec};
 pub use reader::{LogReader, Outcome, ReadError};
 pub use wal::{
-    FrameSeq, RecoveryReport, Refusal, Replay, WalConfig, WalError, WalShared, WalState, WalWriter,
+    DEFAULT_LINGER, FrameSeq, RecoveryReport, Refusal, Replay, WalConfig, WalError, WalShared,
+    WalState, WalWriter,
 };
 
 /// A partition of the store, by ids that never change.

@@ -52,7 +52,7 @@ pub struct Outcome {
 
 enum Index {
     Live(Arc<WalShared>),
-    Own(LogIndex),
+    Own(Box<LogIndex>),
 }
 
 /// A reader of one shard's log; one a thread.
@@ -89,7 +89,7 @@ impl LogReader {
             index.catch_up(&mut frames)?;
         }
         Ok(LogReader {
-            index: Index::Own(index),
+            index: Index::Own(Box::new(index)),
             frames,
         })
     }

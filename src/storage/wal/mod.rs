@@ -22,4 +22,4 @@ pub use error::WalError;
 pub use frame::LogId;
 pub use recovery::{RecoveryReport, Replay};
 pub use shared::{WalShared, WalState};
-pub use writer::{FrameSeq, Refusal, WalConfig, WalWriter};
+pub use writer::{DEFAULT_LINGER, FrameSeq, Refusal, WalConfig, WalWriter};

@@ -544,7 +544,7 @@ pub(crate) fn recover(
         if !frame.sealed {
             let used = FRAME_HEADER + frame.header.payload as usize;
             frame.bytes[super::frame::OFF_PREV_CRC..][..4].copy_from_slice(&last_crc.to_le_bytes());
-            let (_, crc) = seal_frame(&mut frame.bytes, used, last_seq, 0);
+            let crc = seal_frame(&mut frame.bytes, used, last_seq, 0).crc;
             frame.header.crc = crc;
         }
         t.file

@@ -11,7 +11,8 @@ use super::frame::{FrameHeader, LogId};
 use super::pin::SlotPin;
 use super::staging::Staging;
 use super::writer::FrameSeq;
-use crate::storage::index::LogIndex;
+use crate::memory::spsc;
+use crate::storage::index::{LogIndex, Note};
 use crate::telemetry::Counter;
 
 /// Whether the log takes entries.
@@ -65,11 +66,12 @@ impl WalShared {
         durable: u64,
         durable_lsn: u64,
         checkpoint: u64,
+        notes: spsc::Consumer<Note>,
     ) -> WalShared {
         WalShared {
             id,
             pins: (0..staging.slots()).map(|_| SlotPin::new()).collect(),
-            index: LogIndex::new(&dir),
+            index: LogIndex::live(&dir, notes),
             dir,
             durable: Line(AtomicU64::new(durable)),
             durable_lsn: AtomicU64::new(durable_lsn),

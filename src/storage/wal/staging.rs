@@ -342,9 +342,8 @@ impl Staging {
         }
     }
 
-    /// Writer: completes the frame of `used` bytes: padding, time, durable mark, CRC. Returns size and
-    /// CRC. A kill in between leaves a wrong CRC; recovery then seals the frame itself.
-    pub(crate) fn seal(&self, slot: usize, used: usize, durable: u64, flags: u8) -> (usize, u32) {
+    /// Writer: completes the frame of `used` bytes: padding, time, durable mark, CRC. A kill in between leaves a wrong CRC; recovery then seals the frame itself.
+    pub(crate) fn seal(&self, slot: usize, used: usize, durable: u64, flags: u8) -> Sealed {
         let size = align_frame(used);
         let ptr = self.slot_ptr(slot);
         // SAFETY: the writer owns the slot; `size` is at most the slot's size, a multiple of the
@@ -370,17 +369,27 @@ impl Staging {
     }
 }
 
-/// Completes a frame in place; returns size and CRC.
-pub(crate) fn seal_frame(frame: &mut [u8], used: usize, durable: u64, flags: u8) -> (usize, u32) {
+/// What sealing a frame gave.
+pub(crate) struct Sealed {
+    /// Bytes, a multiple of the alignment.
+    pub(crate) size: usize,
+    pub(crate) crc: u32,
+    /// When, Unix milliseconds.
+    pub(crate) time_ms: i64,
+}
+
+/// Completes a frame in place.
+pub(crate) fn seal_frame(frame: &mut [u8], used: usize, durable: u64, flags: u8) -> Sealed {
     let size = align_frame(used);
     let frame = &mut frame[..size];
     frame[used..].fill(0);
     frame[OFF_FLAGS] = flags;
     frame[OFF_DURABLE..OFF_DURABLE + 8].copy_from_slice(&durable.to_le_bytes());
-    frame[OFF_TIME..OFF_TIME + 8].copy_from_slice(&unix_ms().to_le_bytes());
+    let time_ms = unix_ms();
+    frame[OFF_TIME..OFF_TIME + 8].copy_from_slice(&time_ms.to_le_bytes());
     let crc = frame_crc(frame);
     frame[OFF_CRC..OFF_CRC + 4].copy_from_slice(&crc.to_le_bytes());
-    (size, crc)
+    Sealed { size, crc, time_ms }
 }
 
 /// The word at `offset` of a slot.

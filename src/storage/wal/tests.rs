@@ -13,6 +13,8 @@ use super::frame::{FRAME_ALIGN, FrameHeader, LogId, OFF_SEQ, u64_at};
 use super::segment::{list_segments, segment_path, shard_dir};
 use super::staging::{STAGING_HEADER, file_name};
 use super::*;
+use crate::storage::frames::FrameReader;
+use crate::storage::index::{LogIndex, NOTES};
 use crate::storage::{LogReader, PartitionKey, ReadError};
 use crate::wire::record_batch::{BatchWriter, Records, parse_header};
 
@@ -155,7 +157,7 @@ impl Model {
         for i in 0..count {
             while let Err(refusal) = self.append(writer, i as u32 % 3, size) {
                 assert_eq!(refusal, Refusal::Backpressure);
-                writer.poll(1);
+                writer.poll(1, false);
                 writer.wait(Duration::from_millis(10));
                 std::thread::yield_now();
             }
@@ -237,7 +239,7 @@ fn published_entries_survive_a_killed_process() {
         // A reservation that is never published does not count.
         while let Err(refusal) = writer.reserve(100).map(|room| room.fill(0xee)) {
             assert_eq!(refusal, Refusal::Backpressure);
-            writer.poll(1);
+            writer.poll(1, false);
         }
         assert!(shared.durable() < model.entries.last().unwrap().0);
         drop(writer);
@@ -267,7 +269,7 @@ fn a_snapshot_bounds_what_is_replayed() {
             }
         }
         model.append_all(&mut writer, 1, 2000);
-        writer.poll(1);
+        writer.poll(1, false);
     }
     writer.flush().unwrap();
     assert!(shared.rotations.get() > 3);
@@ -532,7 +534,7 @@ fn a_failed_write_is_final_and_loses_nothing_staged() {
     writer.segments.back_mut().unwrap().file = good;
     for now in 1..100 {
         assert_eq!(writer.reserve(10).unwrap_err(), Refusal::Failed);
-        writer.poll(now);
+        writer.poll(now, false);
     }
     assert_eq!(writer.durable(), durable);
     let mut live = LogReader::live(shared);
@@ -600,6 +602,43 @@ fn readers_find_offsets_and_times() {
 }
 
 /// A reader that keeps reading while the writer laps its slots and rotates sees exactly the log.
+/// What the writer tells the index, and what it reads for itself where the writer's notes were lost or
+/// are of an earlier run, is what a walk over the files finds.
+#[test]
+fn the_index_of_a_running_log_is_that_of_its_files() {
+    let place = Place::new();
+    let mut model = Model::default();
+    let same = |writer: &mut WalWriter, shared: &std::sync::Arc<WalShared>| {
+        writer.flush().unwrap();
+        let mut live = LogReader::live(std::sync::Arc::clone(shared));
+        live.bounds(key(0)).unwrap();
+        let mut files = FrameReader::files(&place.shard(), ID);
+        let index = LogIndex::new(&place.shard());
+        index.catch_up(&mut files).unwrap();
+        let (noted, walked) = (shared.index().dump(), index.dump());
+        if noted != walked {
+            let differ = noted.iter().zip(&walked).find(|(a, b)| a != b);
+            panic!("{} and {} lines: {differ:?}", noted.len(), walked.len());
+        }
+        walked.len()
+    };
+    for round in 0..2 {
+        let (mut writer, shared, _, _) = place.open();
+        model.append_all(&mut writer, 300, 3000);
+        let lines = same(&mut writer, &shared);
+        assert!(lines > 3 * (round + 1), "several segments");
+        // More batches of changing partitions than there is room for notes.
+        shared.index().stalled(|| {
+            model.append_all(&mut writer, NOTES + 1000, 61);
+            writer.flush().unwrap();
+        });
+        same(&mut writer, &shared);
+        model.append_all(&mut writer, 100, 3000);
+        same(&mut writer, &shared);
+        drop(writer);
+    }
+}
+
 #[test]
 fn a_reader_beside_the_writer_sees_the_log() {
     let place = Place::new();
@@ -632,7 +671,7 @@ fn a_reader_beside_the_writer_sees_the_log() {
             .collect();
         for i in 0..3000 {
             model.append_all(&mut writer, 3, 1000);
-            writer.poll(i);
+            writer.poll(i, false);
         }
         writer.flush().unwrap();
         done.store(true, std::sync::atomic::Ordering::Release);
@@ -691,7 +730,7 @@ fn a_full_disk_refuses_and_resumes() {
                 Err(Refusal::Backpressure) => std::thread::yield_now(),
                 Err(other) => break other,
             }
-            writer.poll(1);
+            writer.poll(1, false);
         };
         assert_eq!(refusal, Refusal::Full);
         assert_eq!(writer.state(), WalState::DiskFull);
@@ -701,7 +740,7 @@ fn a_full_disk_refuses_and_resumes() {
         assert_eq!(read_all(&mut reader, key(0), 9000), model.all()[&key(0)]);
         fs::remove_file(root.join("ballast")).unwrap();
         while writer.state() != WalState::Running {
-            writer.poll(1);
+            writer.poll(1, false);
             std::thread::yield_now();
         }
         model.append_all(&mut writer, 1, 100);
@@ -779,7 +818,7 @@ proptest! {
                     Act::Append { partition, size } => {
                         let _ = model.append(&mut writer, partition, size);
                     }
-                    Act::Poll => { writer.poll(1); }
+                    Act::Poll => { writer.poll(1, false); }
                     Act::Wait => writer.wait(Duration::from_millis(5)),
                     Act::Snapshot => {
                         // The state of the test's "shard": how many entries there are.
