@@ -205,12 +205,12 @@ impl Interface {
         &self.ipv6
     }
 
-    /// IPv4 groups in ascending order, [`ALL_SYSTEMS_V4`] included.
+    /// IPv4 groups in ascending order, `224.0.0.1` included.
     pub fn groups_v4(&self) -> &[Ipv4Addr] {
         &self.groups_v4
     }
 
-    /// IPv6 groups in ascending order, [`ALL_NODES_V6`] and the solicited-node groups included.
+    /// IPv6 groups in ascending order, `ff02::1` and the solicited-node groups included.
     pub fn groups_v6(&self) -> &[Ipv6Addr] {
         &self.groups_v6
     }

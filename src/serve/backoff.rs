@@ -1,7 +1,7 @@
 //! What a poll loop does when it finds nothing, and what it counts.
 //!
 //! An idle loop spins for a bounded number of rounds, then pauses between rounds, then sleeps, longer
-//! each time up to [`MAX_SLEEP`]; one round with work brings it back to spinning. A loop that waits
+//! each time up to `MAX_SLEEP`; one round with work brings it back to spinning. A loop that waits
 //! for its own disk writes spins and pauses but does not sleep: the answer is microseconds away.
 
 use std::time::Duration;

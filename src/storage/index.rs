@@ -1,6 +1,6 @@
 //! Where the batches of a partition lie: by offset and by time.
 //!
-//! Of a running log, built from the writer's [`Note`]s of what it seals, in the order of the log; where
+//! Of a running log, built from the writer's `Note`s of what it seals, in the order of the log; where
 //! notes are missing (the log of an earlier run, a ring that was full) and of a stopped log's files, by
 //! reading the log. Never written to disk. For each segment and partition: the range of
 //! offsets and times, and *points*, each the place of a frame in which the partition has a batch; a new

@@ -23,7 +23,7 @@ pub const DEFAULT_TTL: u8 = 64;
 /// The router alert option (RFC 2113), required of IGMP (RFC 3376 §4).
 pub const ROUTER_ALERT: [u8; 4] = [0x94, 0x04, 0, 0];
 
-/// What [`emit`] writes.
+/// What `Header::emit` writes.
 #[derive(Debug, Clone, Copy)]
 pub struct Header {
     /// Source address.

@@ -1,7 +1,7 @@
 //! The thread that keeps segments ready, so that the writer never waits for the file system.
 //!
 //! Invariant: what the writer takes is preallocated, filled with real zeros, and durable with its
-//! final name and a blank header. A disk without room is retried every [`RETRY`]; the writer meanwhile
+//! final name and a blank header. A disk without room is retried every `RETRY`; the writer meanwhile
 //! refuses when it has used up what is ready.
 
 use std::fs::File;
