@@ -197,35 +197,43 @@ impl Server {
     /// Starts a server in `namespace` whose files lie in `folder`. `tables` is the configuration
     /// beside `[eal]` and `[control]`; `storage` holds further keys of `[storage]`.
     pub fn start(folder: &Path, namespace: Option<&Netns>, storage: &str, tables: &str) -> Self {
+        let mut server = Self::prepare(folder, namespace, Path::new("/dev/shm"), storage, tables);
+        server.restart();
+        server
+    }
+
+    /// As [`Server::start`], without starting it; its staging files will lie below `staging`.
+    pub fn prepare(
+        folder: &Path,
+        namespace: Option<&Netns>,
+        staging: &Path,
+        storage: &str,
+        tables: &str,
+    ) -> Self {
         let prefix = unique("tf");
         let staging = tempfile::Builder::new()
             .prefix("taffrail-test-")
-            .tempdir_in("/dev/shm")
+            .tempdir_in(staging)
             .unwrap();
         let mut text = String::new();
         writeln!(
             text,
-            "[storage]\npath = \"{}\"\nsegment_size = \"8MiB\"",
-            folder.join("data").display()
-        )
-        .unwrap();
-        writeln!(
-            text,
-            "staging_dir = \"{}\"
-staging_size = \"8MiB\"",
+            "[storage]\npath = \"{}\"\nstaging_dir = \"{}\"\n{storage}",
+            folder.join("data").display(),
             staging.path().display()
         )
         .unwrap();
-        writeln!(
-            text,
-            "commit_size = \"256KiB\"\nprepared_segments = 1\n{storage}"
-        )
-        .unwrap();
-        writeln!(
-            text,
-            "[eal]\nfile_prefix = \"{prefix}\"\nhugepages = false\nmemory = \"128MiB\""
-        )
-        .unwrap();
+        for (key, value) in [
+            ("segment_size", "\"8MiB\""),
+            ("staging_size", "\"8MiB\""),
+            ("commit_size", "\"256KiB\""),
+            ("prepared_segments", "1"),
+        ] {
+            if !storage.contains(key) {
+                writeln!(text, "{key} = {value}").unwrap();
+            }
+        }
+        writeln!(text, "[eal]\nfile_prefix = \"{prefix}\"\nhugepages = false").unwrap();
         writeln!(
             text,
             "[control]\nsocket = \"{}\"\n{tables}",
@@ -234,20 +242,24 @@ staging_size = \"8MiB\"",
         .unwrap();
         let config = folder.join("taffrail.toml");
         std::fs::write(&config, text).unwrap();
-        let mut server = Self {
+        Self {
             child: None,
             folder: folder.to_owned(),
             config,
             prefix,
             namespace: namespace.map(|n| n.name.clone()),
             _staging: staging,
-        };
-        server.restart();
-        server
+        }
     }
 
     /// Starts the process (again) and waits until it answers.
     pub fn restart(&mut self) {
+        self.spawn();
+        self.wait_ready();
+    }
+
+    /// Starts the process (again).
+    pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "the server runs already");
         let binary = env!("CARGO_BIN_EXE_taffrail");
         let mut command = match &self.namespace {
@@ -268,10 +280,16 @@ staging_size = \"8MiB\"",
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
-        let mut child = command.spawn().unwrap();
+        self.child = Some(command.spawn().unwrap());
+    }
+
+    /// Waits until the process answers.
+    pub fn wait_ready(&mut self) {
         let start = Instant::now();
         while ControlClient::connect(&self.socket()).is_err() {
+            let child = self.child.as_mut().expect("the server was started");
             if let Some(status) = child.try_wait().unwrap() {
+                self.child = None;
                 panic!("the server ended with {status}:\n{}", self.log());
             }
             assert!(
@@ -279,9 +297,8 @@ staging_size = \"8MiB\"",
                 "the server does not answer:\n{}",
                 self.log()
             );
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(5));
         }
-        self.child = Some(child);
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -375,9 +392,14 @@ staging_size = \"8MiB\"",
         unsafe { libc::kill(child.id() as i32, signal) };
     }
 
+    /// SIGTERM, without waiting for the end.
+    pub fn terminate(&self) {
+        self.signal(libc::SIGTERM);
+    }
+
     /// SIGTERM; returns once the server has ended well.
     pub fn stop(&mut self) {
-        self.signal(libc::SIGTERM);
+        self.terminate();
         let mut child = self.child.take().unwrap();
         let start = Instant::now();
         loop {
