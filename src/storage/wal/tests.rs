@@ -552,6 +552,31 @@ fn a_failed_write_is_final_and_loses_nothing_staged() {
 }
 
 #[test]
+fn writes_that_the_kernel_did_not_take_are_submitted_again() {
+    let place = Place::new();
+    let config = WalConfig {
+        commits_in_flight: 2,
+        ..place.config()
+    };
+    let (mut writer, _shared, _) = WalWriter::open(&config, 0, &mut Log::default()).unwrap();
+    let mut model = Model::default();
+    // A segment header and a frame: as many as may be in flight, so no place is free.
+    model.append_all(&mut writer, 1, 100);
+    writer.seal_open(0);
+    writer.push_without_submitting();
+    assert_eq!(writer.in_flight(), config.commits_in_flight);
+    let last = FrameSeq(1);
+    let end = std::time::Instant::now() + Duration::from_secs(30);
+    while writer.durable() < last {
+        writer.poll(1, false);
+        assert!(std::time::Instant::now() < end, "never submitted again");
+    }
+    writer.close().unwrap();
+    let (_, _, _, log) = place.open();
+    assert_eq!(log.batches, model.all());
+}
+
+#[test]
 fn readers_find_offsets_and_times() {
     let place = Place::new();
     let (mut writer, shared, _, _) = place.open();

@@ -703,7 +703,8 @@ impl WalWriter {
         if !self.in_flight.is_empty() {
             work += self.reap();
         }
-        if self.in_flight.len() < self.depth {
+        // What the kernel did not take last time is submitted again, also when no place is free.
+        if self.in_flight.len() < self.depth || self.unsubmitted > 0 {
             work += self.submit_ready(mono_ns, loaded, false);
         }
         // Space has returned: say so without waiting for somebody to try.
@@ -782,6 +783,14 @@ impl WalWriter {
         );
         self.in_flight.push_back(op);
         self.unsubmitted += 1;
+    }
+
+    /// Leaves all sealed frames as when the kernel did not take them (EAGAIN, EBUSY).
+    #[cfg(test)]
+    pub(super) fn push_without_submitting(&mut self) {
+        while let Some(op) = self.sealed.pop_front() {
+            self.push(op);
+        }
     }
 
     fn enter(&mut self, want: usize) {
