@@ -19,7 +19,7 @@ cd "$(dirname "$0")/.."
 RUN=(dpdk libhwloc15 iproute2)
 BUILD=(libdpdk-dev libhwloc-dev libudev-dev libclang-14-dev clang-14 pkg-config build-essential ca-certificates curl git)
 TEST=(dpdk-dev fio ethtool iputils-ping procps python3 python3-scapy shellcheck util-linux e2fsprogs)
-LAB=(qemu-system-x86 cpio kmod busybox-static)
+LAB=(qemu-system-x86 cpio kmod busybox-static iproute2 util-linux)
 
 packages=()
 rust=0

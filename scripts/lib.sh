@@ -52,7 +52,7 @@ reserve_hugepages() {
         mount -t hugetlbfs hugetlbfs /dev/hugepages
     fi
     free=$(awk '/^HugePages_Free/ { print $2 * 2 }' /proc/meminfo)
-    ((free >= $1)) || die "$1 MiB of hugepages are needed, the kernel gives $free: free memory, or reserve them at boot (scripts/hugepages.sh persist)"
+    ((free >= $1)) || die "$1 MiB of hugepages are needed, the kernel gives $free: free memory, or reserve them at boot (scripts/hugepages.sh --at-boot)"
 }
 restore_hugepages() {
     [[ -z $HUGEPAGES_BEFORE ]] || echo "$HUGEPAGES_BEFORE" >/proc/sys/vm/nr_hugepages
