@@ -15,6 +15,9 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::storage::lsm::codec::{Codec, UnknownCodec};
+use crate::storage::lsm::rebatch::DEFAULT_TARGET;
+
 /// Most partitions that one topic may have. The index of a partition is 32 bits wide everywhere;
 /// this keeps a slip of the keyboard from asking for gigabytes of partition state.
 pub const MAX_PARTITIONS: u32 = 100_000;
@@ -32,6 +35,9 @@ const STAGING_SIZE: std::ops::RangeInclusive<u64> = (4 << 20)..=(4 << 30);
 /// Smallest and largest group commit: a commit must hold the largest datagram, and gains nothing
 /// above 1 MiB.
 const COMMIT_SIZE: std::ops::RangeInclusive<u64> = (128 << 10)..=(1 << 20);
+/// Smallest and largest merged batch: below 4 KiB compression finds nothing; consumers ask for 1 MiB at
+/// a time unless told otherwise.
+const BATCH_TARGET: std::ops::RangeInclusive<u64> = (4 << 10)..=(1 << 20);
 /// Smallest and largest MTU of a port: IPv6 needs 1,280; above 9,216 no common NIC goes.
 const MTU: std::ops::RangeInclusive<u16> = 1280..=9216;
 
@@ -110,6 +116,8 @@ pub struct Storage {
     pub commits_in_flight: u16,
     /// Longest time a message may wait for others to share its commit, under load.
     pub linger: Duration,
+    /// Bytes of uncompressed records to which batches are merged when they leave the WAL.
+    pub batch_target: u64,
 }
 
 /// Which roles share a core.
@@ -212,6 +220,8 @@ pub struct Topic {
     pub partitions: u32,
     /// 0 is shed first when a shard is under pressure, 7 last.
     pub priority: u8,
+    /// How its batches are compressed when they leave the WAL.
+    pub compression: Codec,
 }
 
 /// How a datagram becomes messages.
@@ -294,6 +304,7 @@ struct RawStorage {
     commit_size: Option<Spanned<ByteSize>>,
     commits_in_flight: Option<Spanned<i64>>,
     linger: Option<Spanned<String>>,
+    batch_target: Option<Spanned<ByteSize>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -337,6 +348,7 @@ struct RawTopic {
     name: Spanned<String>,
     partitions: Option<Spanned<i64>>,
     priority: Option<Spanned<i64>>,
+    compression: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -496,6 +508,12 @@ impl Checker<'_> {
                     1,
                 )?,
                 priority: self.number(raw.priority, "topic.priority", 0..=MAX_PRIORITY, 4)?,
+                compression: match raw.compression {
+                    None => Codec::default(),
+                    Some(text) => text.get_ref().parse().map_err(|error: UnknownCodec| {
+                        self.error(&text, "topic.compression", error.to_string())
+                    })?,
+                },
             });
         }
 
@@ -600,6 +618,13 @@ impl Checker<'_> {
                 4,
             )?,
             linger,
+            batch_target: self.size(
+                raw.batch_target,
+                "storage.batch_target",
+                BATCH_TARGET,
+                1 << 10,
+                DEFAULT_TARGET as u64,
+            )?,
         };
         if storage.staging_size / storage.commit_size < 2 * u64::from(storage.commits_in_flight) {
             return Err(self.error_at(
@@ -1092,6 +1117,18 @@ mod tests {
                 "another topic",
             ),
             (
+                "[[topic]]\nname = \"u\"\ncompression = \"zstd:20\"\n",
+                11,
+                "topic.compression",
+                "from -7 to 19",
+            ),
+            (
+                "[[topic]]\nname = \"u\"\ncompression = \"gzip\"\n",
+                11,
+                "topic.compression",
+                "\"lz4\"",
+            ),
+            (
                 "[[port]]\nname = \"p0\"\ndevice = \"e\"\n",
                 10,
                 "port.name",
@@ -1153,6 +1190,11 @@ mod tests {
         let message = refused("[storage]\npath = \"/d\"\nsegment_size = \"3KiB\"\n");
         assert!(
             message.contains("line 3: storage.segment_size") && message.contains("4.0 MiB"),
+            "{message}"
+        );
+        let message = refused("[storage]\npath = \"/d\"\nbatch_target = \"2MiB\"\n");
+        assert!(
+            message.contains("line 3: storage.batch_target") && message.contains("1.0 MiB"),
             "{message}"
         );
         let message = refused("[storage]\npath = \"/d\"\nlinger = \"2s\"\n");

@@ -33,9 +33,12 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(header.total_len(), batch.len());
     if header.codec() == 0 {
         let mut count = 0;
+        let mut next = 0;
         for record in Records::new(&batch).expect("validated") {
             let record = record.expect("validated");
-            assert_eq!(record.offset, header.base_offset.wrapping_add(count));
+            let delta = record.offset.wrapping_sub(header.base_offset);
+            assert!((next..=i64::from(header.last_offset_delta)).contains(&delta));
+            next = delta + 1;
             count += 1;
         }
         assert_eq!(count, i64::from(header.records_count));

@@ -10,6 +10,7 @@ use super::{CliResult, ServerArgs};
 use crate::control::client::{ControlClient, ControlError};
 use crate::control::protocol::{Position, ReadAnswer};
 use crate::control::read;
+use crate::storage::lsm::codec;
 use crate::storage::{Catalog, LogReader};
 use crate::wire::record_batch::{self, Record, Records};
 
@@ -198,6 +199,7 @@ fn print_batches(
     out: &mut impl Write,
 ) -> Result<i64, Error> {
     let mut next = from;
+    let mut scratch = Vec::new();
     while !batches.is_empty() {
         let header = record_batch::parse_header(batches)?;
         let (batch, rest) = batches
@@ -205,7 +207,7 @@ fn print_batches(
             .ok_or("the last record batch is cut off")?;
         batches = rest;
         record_batch::validate(batch)?;
-        for record in Records::new(batch)? {
+        for record in Records::new(codec::plain(batch, &mut scratch)?)? {
             let record = record?;
             if record.offset < next {
                 continue;

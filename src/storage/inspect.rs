@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::PartitionKey;
+use super::lsm::codec;
 use super::wal::frame::{Entries, EntryKind, FRAME_ALIGN, FRAME_HEADER, FrameError, FrameHeader};
 use super::wal::segment::{SEGMENT_HEADER, SegmentError, SegmentHeader};
 use crate::wire::record_batch;
@@ -113,7 +114,8 @@ pub enum Item<'a> {
     },
 }
 
-fn entry_info(kind: EntryKind, bytes: &[u8]) -> EntryInfo {
+/// `scratch` is for what is compressed.
+fn entry_info(kind: EntryKind, bytes: &[u8], scratch: &mut Vec<u8>) -> EntryInfo {
     match kind {
         EntryKind::Snapshot { index, count } => EntryInfo::Snapshot {
             index,
@@ -123,8 +125,7 @@ fn entry_info(kind: EntryKind, bytes: &[u8]) -> EntryInfo {
         EntryKind::Batch(PartitionKey { topic, partition }) => {
             let parsed = record_batch::parse_header(bytes);
             let error = match &parsed {
-                // Compressed batches are checked as far as their CRC by the wire format.
-                Ok(_) => record_batch::validate(bytes).err().map(|e| e.to_string()),
+                Ok(_) => codec::verify(bytes, scratch).err().map(|e| e.to_string()),
                 Err(e) => Some(e.to_string()),
             };
             let h = parsed.ok();
@@ -162,6 +163,7 @@ pub fn inspect(path: &Path, mut each: impl FnMut(Item<'_>)) -> Result<SegmentHea
     let mut at = SEGMENT_HEADER as u64;
     let mut frame = Vec::new();
     let mut in_damage = false;
+    let mut scratch = Vec::new();
     while at + FRAME_ALIGN as u64 <= len {
         frame.resize(FRAME_ALIGN, 0);
         file.read_exact_at(&mut frame, at).map_err(io)?;
@@ -183,7 +185,7 @@ pub fn inspect(path: &Path, mut each: impl FnMut(Item<'_>)) -> Result<SegmentHea
                 in_damage = false;
                 let entries = Entries::new(&frame, &h)
                     .map_while(Result::ok)
-                    .map(|e| entry_info(e.kind, e.bytes))
+                    .map(|e| entry_info(e.kind, e.bytes, &mut scratch))
                     .collect();
                 each(Item::Frame(&FrameInfo {
                     position: at,

@@ -8,6 +8,7 @@ pub mod catalog;
 mod frames;
 pub mod index;
 pub mod inspect;
+pub mod lsm;
 pub mod reader;
 pub mod verify;
 pub mod wal;

@@ -14,6 +14,7 @@ use super::wal::frame::{Entries, EntryKind, LogId};
 use super::wal::segment::shard_dir;
 use super::wal::shared::WalShared;
 use crate::storage::CatalogError;
+use crate::storage::lsm::codec;
 use crate::wire::record_batch::{self, Records};
 
 /// Why nothing was read.
@@ -207,6 +208,7 @@ impl LogReader {
         let Some(span) = span else {
             return Ok(None);
         };
+        let mut scratch = Vec::new();
         let mut lsn = span.lsn;
         while lsn <= span.last_lsn {
             let (size, found) = self.frames.with_frame(span.base, lsn, |header, frame| {
@@ -219,12 +221,15 @@ impl LogReader {
                     };
                     if batch_time(&batch, header) >= unix_ms {
                         // Inside the batch the records' own times decide, where they can be read.
-                        let record = Records::new(entry.bytes).ok().and_then(|records| {
-                            records
-                                .map_while(Result::ok)
-                                .find(|record| record.timestamp >= unix_ms)
-                                .map(|record| record.offset)
-                        });
+                        let record = codec::plain(entry.bytes, &mut scratch)
+                            .ok()
+                            .and_then(|batch| Records::new(batch).ok())
+                            .and_then(|records| {
+                                records
+                                    .map_while(Result::ok)
+                                    .find(|record| record.timestamp >= unix_ms)
+                                    .map(|record| record.offset)
+                            });
                         return (header.size(), Some(record.unwrap_or(batch.base_offset)));
                     }
                 }

@@ -12,8 +12,11 @@
 //! 17 CRC-32C u32                                     61 records
 //! ```
 //!
-//! Invariants: nothing here reads behind its slice or trusts a count; a batch that [`validate`] took
-//! can be walked by [`Records`] without an error.
+//! Offset deltas ascend; a producer's are 0, 1, 2, …, while a batch that compaction has thinned out
+//! skips some, also at its start and its end.
+//!
+//! Invariants: nothing here reads behind its slice or trusts a count; an uncompressed batch that
+//! [`validate`] took can be walked by [`Records`] without an error.
 
 use super::varint;
 
@@ -26,9 +29,9 @@ const CRC_START: usize = 21;
 /// The only format version that is taken.
 pub const MAGIC: i8 = 2;
 /// Attributes: the codec.
-const CODEC_MASK: i16 = 0b111;
+pub(crate) const CODEC_MASK: i16 = 0b111;
 /// Attributes: the broker's time instead of the producer's.
-const LOG_APPEND_TIME: i16 = 1 << 3;
+pub(crate) const LOG_APPEND_TIME: i16 = 1 << 3;
 /// Attributes: no messages but marks for readers.
 const CONTROL: i16 = 1 << 5;
 /// The fewest bytes that a record takes: length, attributes, two deltas, key and value lengths,
@@ -144,6 +147,12 @@ impl BatchHeader {
         self.attributes & CONTROL != 0
     }
 
+    /// The time that counts for every record of the batch, where the broker set it.
+    #[inline]
+    pub fn append_time(&self) -> Option<i64> {
+        (self.attributes & LOG_APPEND_TIME != 0).then_some(self.max_timestamp)
+    }
+
     /// Offset behind the last record.
     #[inline]
     pub fn next_offset(&self) -> i64 {
@@ -195,7 +204,7 @@ pub fn parse_header(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
 }
 
 /// Checks a whole batch: its length is the slice's, its CRC fits, and, where it is not compressed,
-/// its records are walked: their number, their offset deltas 0, 1, 2, … and every length.
+/// its records are walked: their number, their ascending offset deltas and every length.
 ///
 /// Costs a pass for the CRC and one over the records.
 pub fn validate(batch: &[u8]) -> Result<BatchHeader, BatchError> {
@@ -219,30 +228,41 @@ pub fn validate(batch: &[u8]) -> Result<BatchHeader, BatchError> {
             computed,
         });
     }
-    let wrong_count = BatchError::Count {
-        count: header.records_count,
-        last_delta: header.last_offset_delta,
-    };
-    if header.records_count < 1 || header.last_offset_delta != header.records_count - 1 {
-        return Err(wrong_count);
+    if header.records_count < 1 || header.last_offset_delta < header.records_count - 1 {
+        return Err(wrong_count(&header));
     }
     if header.codec() == 0 {
-        if header.records_count as usize > (total - HEADER_LEN) / RECORD_MIN {
-            return Err(wrong_count);
-        }
-        let mut walk = Records::over(&header, &batch[HEADER_LEN..]);
-        for record in walk.by_ref() {
-            record?;
-        }
-        if !walk.rest.is_empty() {
-            return Err(wrong_count);
-        }
+        validate_records(&header, &batch[HEADER_LEN..])?;
     }
     Ok(header)
 }
 
+fn wrong_count(header: &BatchHeader) -> BatchError {
+    BatchError::Count {
+        count: header.records_count,
+        last_delta: header.last_offset_delta,
+    }
+}
+
+/// Walks uncompressed records, which must be all that the header counts and nothing else.
+pub(crate) fn validate_records(header: &BatchHeader, records: &[u8]) -> Result<(), BatchError> {
+    if usize::try_from(header.records_count).is_ok_and(|n| n > records.len() / RECORD_MIN) {
+        return Err(wrong_count(header));
+    }
+    let mut walk = Records::over(header, records);
+    for record in walk.by_ref() {
+        record?;
+    }
+    if walk.rest.is_empty() {
+        Ok(())
+    } else {
+        Err(wrong_count(header))
+    }
+}
+
 /// As [`validate`], and only what a producer may send where batches are stored as they come: not
-/// compressed, neither transactional nor a control batch, no attribute that is unknown.
+/// compressed, neither transactional nor a control batch, no attribute that is unknown, and offset
+/// deltas 0, 1, 2, ….
 pub fn validate_produced(batch: &[u8]) -> Result<BatchHeader, BatchError> {
     let header = parse_header(batch)?;
     if header.codec() != 0 {
@@ -251,7 +271,35 @@ pub fn validate_produced(batch: &[u8]) -> Result<BatchHeader, BatchError> {
     if header.attributes & !LOG_APPEND_TIME != 0 {
         return Err(BatchError::Attributes(header.attributes));
     }
-    validate(batch)
+    let header = validate(batch)?;
+    // As many ascending deltas as there are places: none is skipped.
+    if header.last_offset_delta != header.records_count - 1 {
+        return Err(wrong_count(&header));
+    }
+    Ok(header)
+}
+
+/// Writes the header of a whole batch whose records lie behind it: the fields of `header`, except that
+/// length and CRC are what the bytes say.
+///
+/// # Panics
+/// When `batch` is shorter than a header or longer than its length field can say (2 GiB).
+pub fn write_header(batch: &mut [u8], header: &BatchHeader) {
+    let length = i32::try_from(batch.len() - LENGTH_BASE).expect("a batch is shorter than 2 GiB");
+    batch[0..8].copy_from_slice(&header.base_offset.to_be_bytes());
+    batch[8..12].copy_from_slice(&length.to_be_bytes());
+    batch[12..16].copy_from_slice(&header.partition_leader_epoch.to_be_bytes());
+    batch[16] = MAGIC as u8;
+    batch[21..23].copy_from_slice(&header.attributes.to_be_bytes());
+    batch[23..27].copy_from_slice(&header.last_offset_delta.to_be_bytes());
+    batch[27..35].copy_from_slice(&header.base_timestamp.to_be_bytes());
+    batch[35..43].copy_from_slice(&header.max_timestamp.to_be_bytes());
+    batch[43..51].copy_from_slice(&header.producer_id.to_be_bytes());
+    batch[51..53].copy_from_slice(&header.producer_epoch.to_be_bytes());
+    batch[53..57].copy_from_slice(&header.base_sequence.to_be_bytes());
+    batch[57..61].copy_from_slice(&header.records_count.to_be_bytes());
+    let crc = crc32c::crc32c(&batch[CRC_START..]);
+    batch[17..21].copy_from_slice(&crc.to_be_bytes());
 }
 
 /// Writes the offset of the first record into a batch; the CRC stays valid.
@@ -308,11 +356,18 @@ pub struct Record<'a> {
     pub key: Option<&'a [u8]>,
     /// Its value; `None` is a tombstone.
     pub value: Option<&'a [u8]>,
+    fields: &'a [u8],
     headers: &'a [u8],
     header_count: i32,
 }
 
 impl<'a> Record<'a> {
+    /// Key, value and headers as they are encoded: the part of a record that is the same in any batch.
+    #[inline]
+    pub fn fields(&self) -> &'a [u8] {
+        self.fields
+    }
+
     /// The record's headers: names and values.
     pub fn headers(&self) -> RecordHeaders<'a> {
         RecordHeaders {
@@ -354,6 +409,9 @@ pub struct Records<'a> {
     append_time: Option<i64>,
     index: i32,
     count: i32,
+    /// The least and the largest offset delta that the next record may have.
+    next_delta: i64,
+    last_delta: i64,
 }
 
 impl<'a> Records<'a> {
@@ -376,9 +434,11 @@ impl<'a> Records<'a> {
             rest: records,
             base_offset: header.base_offset,
             base_timestamp: header.base_timestamp,
-            append_time: (header.attributes & LOG_APPEND_TIME != 0).then_some(header.max_timestamp),
+            append_time: header.append_time(),
             index: 0,
             count: header.records_count,
+            next_delta: 0,
+            last_delta: i64::from(header.last_offset_delta),
         }
     }
 
@@ -390,9 +450,11 @@ impl<'a> Records<'a> {
         let mut cursor = Cursor(body);
         cursor.take(1)?; // attributes: none are defined
         let timestamp_delta = cursor.varint()?;
-        if cursor.varint()? != i64::from(self.index) {
+        let offset_delta = cursor.varint()?;
+        if offset_delta < self.next_delta || offset_delta > self.last_delta {
             return None;
         }
+        let fields = cursor.0;
         let key = cursor.bytes()?;
         let value = cursor.bytes()?;
         let header_count = i32::try_from(cursor.varint()?).ok().filter(|&n| n >= 0)?;
@@ -405,13 +467,15 @@ impl<'a> Records<'a> {
             return None;
         }
         self.rest = outer.0;
+        self.next_delta = offset_delta + 1;
         Some(Record {
-            offset: self.base_offset.wrapping_add(i64::from(self.index)),
+            offset: self.base_offset.wrapping_add(offset_delta),
             timestamp: self
                 .append_time
                 .unwrap_or_else(|| self.base_timestamp.wrapping_add(timestamp_delta)),
             key,
             value,
+            fields,
             headers,
             header_count,
         })
@@ -641,21 +705,22 @@ impl<'a> BatchWriter<'a> {
     pub fn finish(self, base_offset: i64) -> usize {
         assert!(self.count > 0, "a batch has at least one record");
         let (producer_id, producer_epoch, base_sequence) = self.producer;
-        let batch = &mut self.buf[..self.at];
-        batch[0..8].copy_from_slice(&base_offset.to_be_bytes());
-        batch[8..12].copy_from_slice(&((self.at - LENGTH_BASE) as i32).to_be_bytes());
-        batch[12..16].copy_from_slice(&0i32.to_be_bytes());
-        batch[16] = MAGIC as u8;
-        batch[21..23].copy_from_slice(&self.attributes.to_be_bytes());
-        batch[23..27].copy_from_slice(&(self.count - 1).to_be_bytes());
-        batch[27..35].copy_from_slice(&self.base_timestamp.to_be_bytes());
-        batch[35..43].copy_from_slice(&self.max_timestamp.to_be_bytes());
-        batch[43..51].copy_from_slice(&producer_id.to_be_bytes());
-        batch[51..53].copy_from_slice(&producer_epoch.to_be_bytes());
-        batch[53..57].copy_from_slice(&base_sequence.to_be_bytes());
-        batch[57..61].copy_from_slice(&self.count.to_be_bytes());
-        let crc = crc32c::crc32c(&batch[CRC_START..]);
-        batch[17..21].copy_from_slice(&crc.to_be_bytes());
+        let header = BatchHeader {
+            base_offset,
+            batch_length: 0,
+            partition_leader_epoch: 0,
+            magic: MAGIC,
+            crc: 0,
+            attributes: self.attributes,
+            last_offset_delta: self.count - 1,
+            base_timestamp: self.base_timestamp,
+            max_timestamp: self.max_timestamp,
+            producer_id,
+            producer_epoch,
+            base_sequence,
+            records_count: self.count,
+        };
+        write_header(&mut self.buf[..self.at], &header);
         self.at
     }
 }
@@ -756,6 +821,55 @@ mod tests {
         );
         buf[22] = 3;
         assert_eq!(validate_produced(&buf[..len]), Err(BatchError::Codec(3)));
+    }
+
+    /// A batch as compaction leaves it: `deltas` of the offsets, `last` in its header.
+    fn thinned(deltas: &[i64], last: i32) -> Vec<u8> {
+        let mut batch = vec![0; HEADER_LEN];
+        for &delta in deltas {
+            // Length, attributes, timestamp delta, offset delta, null key, null value, no headers.
+            let mut delta_bytes = [0; varint::MAX_LEN];
+            let len = varint::put(&mut delta_bytes, delta);
+            batch.extend_from_slice(&[(2 * (5 + len)) as u8, 0, 0]);
+            batch.extend_from_slice(&delta_bytes[..len]);
+            batch.extend_from_slice(&[1, 1, 0]);
+        }
+        let header = BatchHeader {
+            base_offset: 100,
+            batch_length: 0,
+            partition_leader_epoch: 0,
+            magic: MAGIC,
+            crc: 0,
+            attributes: 0,
+            last_offset_delta: last,
+            base_timestamp: 0,
+            max_timestamp: 0,
+            producer_id: -1,
+            producer_epoch: -1,
+            base_sequence: -1,
+            records_count: deltas.len() as i32,
+        };
+        write_header(&mut batch, &header);
+        batch
+    }
+
+    #[test]
+    fn skipped_offsets_are_read_but_not_taken_from_a_producer() {
+        let batch = thinned(&[2, 3, 900], 901);
+        assert_eq!(validate(&batch).unwrap().next_offset(), 1002);
+        let offsets: Vec<_> = Records::new(&batch)
+            .unwrap()
+            .map(|r| r.unwrap().offset)
+            .collect();
+        assert_eq!(offsets, [102, 103, 1000]);
+        assert!(matches!(
+            validate_produced(&batch),
+            Err(BatchError::Count { count: 3, .. })
+        ));
+        assert!(validate_produced(&thinned(&[0, 1, 2], 2)).is_ok());
+        for (deltas, last) in [(&[0, 2, 2][..], 5), (&[1, 0], 5), (&[0, 6], 5), (&[-1], 0)] {
+            assert!(validate(&thinned(deltas, last)).is_err(), "{deltas:?}");
+        }
     }
 
     proptest! {

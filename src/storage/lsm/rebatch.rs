@@ -1,0 +1,659 @@
+//! Merges successive record batches of one partition into larger ones, compressed.
+//!
+//! Producers send small batches; compression works on large ones. Batches that say more than their records
+//! do stay as they are: control batches, transactional ones, unknown attributes, and what a producer
+//! compressed, unless it is small.
+//!
+//! Invariant: what comes out holds the same records in the same order, each with its offset, timestamp,
+//! key, value and headers, and ends at the same offset; gaps between offsets stay. Only who produced a
+//! record, and with which sequence number, is not kept.
+
+use super::codec::{Codec, Compressor, Decompressor};
+use crate::wire::record_batch::{
+    self, BatchError, BatchHeader, CODEC_MASK, HEADER_LEN, LOG_APPEND_TIME, MAGIC, Records,
+};
+use crate::wire::varint;
+
+/// Bytes of records, uncompressed, in a merged batch. Larger batches gain little (docs/performance.md,
+/// "Compression"), and whoever wants one record decompresses them whole.
+pub const DEFAULT_TARGET: usize = 64 << 10;
+/// A batch that its producer compressed is merged with others if its bytes are at most this part of the
+/// target and it decompresses to at most the target: a lone one gains nothing from being recompressed.
+const SMALL_PART: usize = 8;
+/// Bytes of a record before its fields: length, attributes, timestamp delta, offset delta.
+const PREFIX_MAX: usize = 2 * varint::MAX_LEN + 1 + varint::MAX_LEN;
+
+/// Why a batch was not taken; nothing of it was then.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RebatchError {
+    /// It is not valid.
+    #[error("{0}")]
+    Batch(#[from] BatchError),
+    /// It lies before the end of the batch that came before it.
+    #[error("record batch with offset {offset} where {expected} or more comes next")]
+    Order {
+        /// Its base offset.
+        offset: i64,
+        /// The least that is allowed.
+        expected: i64,
+    },
+    /// Offsets that are negative or beyond what 63 bits hold.
+    #[error("record batch with impossible offsets, from {0} on")]
+    Offset(i64),
+}
+
+/// What is gathered, beside the records.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    base_offset: i64,
+    /// Offset behind the last record, or behind the gap that follows it.
+    next_offset: i64,
+    base_timestamp: i64,
+    max_timestamp: i64,
+    append_time: Option<i64>,
+    count: i32,
+}
+
+/// Merges and compresses. Memory: the target and one largest record, twice over with the
+/// compressor's output; nothing is allocated for a record.
+pub struct Rebatcher {
+    compressor: Compressor,
+    decompressor: Decompressor,
+    target: usize,
+    /// Room for a header, then the records of `run`.
+    gathered: Vec<u8>,
+    run: Option<Run>,
+    /// Where the next batch may begin.
+    expected: i64,
+    plain: Vec<u8>,
+}
+
+impl Rebatcher {
+    /// Merges up to `target` bytes of uncompressed records (see [`DEFAULT_TARGET`]); a record that is
+    /// larger gets a batch of its own.
+    pub fn new(codec: Codec, target: usize) -> Self {
+        Self {
+            compressor: Compressor::new(codec),
+            decompressor: Decompressor::default(),
+            target,
+            gathered: vec![0; HEADER_LEN],
+            run: None,
+            expected: i64::MIN,
+            plain: Vec::new(),
+        }
+    }
+
+    /// Takes the partition's next batch; `out` gets each batch that is complete with it: whole, its CRC
+    /// right, in order. An error leaves everything as it was.
+    ///
+    /// Cost: validates the batch, copies its records once and compresses what is full.
+    pub fn push(&mut self, batch: &[u8], out: &mut impl FnMut(&[u8])) -> Result<(), RebatchError> {
+        let header = record_batch::validate(batch)?;
+        if header.base_offset < 0 || header.next_offset() == i64::MAX {
+            return Err(RebatchError::Offset(header.base_offset));
+        }
+        if header.base_offset < self.expected {
+            return Err(RebatchError::Order {
+                offset: header.base_offset,
+                expected: self.expected,
+            });
+        }
+        let known = header.attributes & !(CODEC_MASK | LOG_APPEND_TIME) == 0;
+        let merged = known
+            && match header.codec() {
+                0 => {
+                    self.gather(&header, batch, out)?;
+                    true
+                }
+                _ => {
+                    self.unpack(batch) && {
+                        let plain = std::mem::take(&mut self.plain);
+                        let gathered = self.gather(&header, &plain, out);
+                        self.plain = plain;
+                        gathered?;
+                        true
+                    }
+                }
+            };
+        if !merged {
+            self.emit(out);
+            out(batch);
+        }
+        self.expected = header.next_offset();
+        Ok(())
+    }
+
+    /// Hands out what is gathered; the next batch may be another partition's.
+    pub fn finish(&mut self, out: &mut impl FnMut(&[u8])) {
+        self.emit(out);
+        self.expected = i64::MIN;
+    }
+
+    /// Decompresses a small batch; false where it is to stay as it is.
+    fn unpack(&mut self, batch: &[u8]) -> bool {
+        if self.compressor.codec() == Codec::None || batch.len() > self.target / SMALL_PART {
+            return false;
+        }
+        let limit = HEADER_LEN.saturating_add(self.target);
+        // What cannot be read, or is too large, is its readers' affair.
+        self.decompressor
+            .decompress(batch, limit, &mut self.plain)
+            .is_ok()
+    }
+
+    /// Appends the records of a plain, validated batch.
+    fn gather(
+        &mut self,
+        header: &BatchHeader,
+        batch: &[u8],
+        out: &mut impl FnMut(&[u8]),
+    ) -> Result<(), BatchError> {
+        let fits = self.run.is_some_and(|run| {
+            run.append_time == header.append_time()
+                && header.next_offset() - 1 - run.base_offset <= i64::from(i32::MAX)
+        });
+        if !fits {
+            self.emit(out);
+        }
+        // The first record of a batch that begins a run takes the batch's base offset, so that a gap
+        // before it is kept.
+        let mut base_offset = Some(header.base_offset);
+        for record in Records::new(batch)? {
+            let record = record?;
+            let base = base_offset.take().unwrap_or(record.offset);
+            let room = self.target.saturating_sub(self.gathered.len() - HEADER_LEN);
+            if PREFIX_MAX + record.fields().len() > room {
+                self.emit(out);
+            }
+            let run = self.run.get_or_insert(Run {
+                base_offset: base,
+                next_offset: base,
+                base_timestamp: record.timestamp,
+                max_timestamp: record.timestamp,
+                append_time: header.append_time(),
+                count: 0,
+            });
+            let timestamp_delta = record.timestamp.wrapping_sub(run.base_timestamp);
+            let offset_delta = record.offset - run.base_offset;
+            let body = 1
+                + varint::len(timestamp_delta)
+                + varint::len(offset_delta)
+                + record.fields().len();
+            let mut prefix = [0; PREFIX_MAX];
+            let mut at = varint::put(&mut prefix, body as i64);
+            at += 1; // attributes: none are defined
+            at += varint::put(&mut prefix[at..], timestamp_delta);
+            at += varint::put(&mut prefix[at..], offset_delta);
+            self.gathered.extend_from_slice(&prefix[..at]);
+            self.gathered.extend_from_slice(record.fields());
+            run.next_offset = record.offset + 1;
+            run.max_timestamp = run.max_timestamp.max(record.timestamp);
+            run.count += 1;
+        }
+        // A gap behind the last record is kept, too.
+        if let Some(run) = &mut self.run {
+            run.next_offset = header.next_offset();
+        }
+        Ok(())
+    }
+
+    fn emit(&mut self, out: &mut impl FnMut(&[u8])) {
+        let Some(run) = self.run.take() else {
+            return;
+        };
+        let header = BatchHeader {
+            base_offset: run.base_offset,
+            batch_length: 0,
+            partition_leader_epoch: 0,
+            magic: MAGIC,
+            crc: 0,
+            attributes: run.append_time.map_or(0, |_| LOG_APPEND_TIME),
+            // At most `i32::MAX`: more `gather` does not let in.
+            last_offset_delta: (run.next_offset - run.base_offset - 1) as i32,
+            base_timestamp: run.base_timestamp,
+            max_timestamp: run.max_timestamp,
+            producer_id: -1,
+            producer_epoch: -1,
+            base_sequence: -1,
+            records_count: run.count,
+        };
+        out(self.compressor.batch(&header, &mut self.gathered));
+        self.gathered.truncate(HEADER_LEN);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::lsm::codec;
+    use proptest::prelude::*;
+
+    const TRANSACTIONAL: i16 = 1 << 4;
+    const CONTROL: i16 = 1 << 5;
+
+    type Header = (Vec<u8>, Option<Vec<u8>>);
+
+    /// A record without its offset.
+    #[derive(Debug, Clone)]
+    struct Message {
+        timestamp: i64,
+        /// Offsets skipped before it.
+        skip: u8,
+        key: Option<Vec<u8>>,
+        value: Option<Vec<u8>>,
+        headers: Vec<Header>,
+    }
+
+    /// How its producer, or compaction, left a batch.
+    #[derive(Debug, Clone)]
+    struct Source {
+        messages: Vec<Message>,
+        /// Offsets skipped behind the last record, and between this batch and the one before it.
+        skip_after: u8,
+        skip_before: u8,
+        attributes: i16,
+        codec: Codec,
+    }
+
+    fn field(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
+        let mut len = [0; varint::MAX_LEN];
+        let taken = varint::put(&mut len, bytes.map_or(-1, |b| b.len() as i64));
+        out.extend_from_slice(&len[..taken]);
+        out.extend_from_slice(bytes.unwrap_or_default());
+    }
+
+    fn number(out: &mut Vec<u8>, value: i64) {
+        let mut bytes = [0; varint::MAX_LEN];
+        let taken = varint::put(&mut bytes, value);
+        out.extend_from_slice(&bytes[..taken]);
+    }
+
+    /// Encodes a batch record by record; shares nothing with the code under test but varints and the
+    /// header.
+    fn encode(source: &Source, base_offset: i64) -> Vec<u8> {
+        let base_timestamp = source.messages[0].timestamp;
+        let mut batch = vec![0; HEADER_LEN];
+        let mut delta = 0;
+        for message in &source.messages {
+            delta += i64::from(message.skip);
+            let mut body = vec![0];
+            number(&mut body, message.timestamp.wrapping_sub(base_timestamp));
+            number(&mut body, delta);
+            field(&mut body, message.key.as_deref());
+            field(&mut body, message.value.as_deref());
+            number(&mut body, message.headers.len() as i64);
+            for (name, value) in &message.headers {
+                field(&mut body, Some(name));
+                field(&mut body, value.as_deref());
+            }
+            number(&mut batch, body.len() as i64);
+            batch.extend_from_slice(&body);
+            delta += 1;
+        }
+        let header = BatchHeader {
+            base_offset,
+            batch_length: 0,
+            partition_leader_epoch: 3,
+            magic: MAGIC,
+            crc: 0,
+            attributes: source.attributes,
+            last_offset_delta: (delta - 1) as i32 + i32::from(source.skip_after),
+            base_timestamp,
+            max_timestamp: source.messages.iter().map(|m| m.timestamp).max().unwrap(),
+            producer_id: 5,
+            producer_epoch: 1,
+            base_sequence: 8,
+            records_count: source.messages.len() as i32,
+        };
+        Compressor::new(source.codec)
+            .batch(&header, &mut batch)
+            .to_vec()
+    }
+
+    /// The batches with their offsets.
+    fn encode_all(sources: &[Source], first: i64) -> Vec<Vec<u8>> {
+        let mut next = first;
+        sources
+            .iter()
+            .map(|source| {
+                let batch = encode(source, next + i64::from(source.skip_before));
+                next = record_batch::validate(&batch).unwrap().next_offset();
+                batch
+            })
+            .collect()
+    }
+
+    type Seen = (i64, i64, Option<Vec<u8>>, Option<Vec<u8>>, Vec<Header>);
+
+    /// Every record of every batch.
+    fn records(batches: &[Vec<u8>]) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        for batch in batches {
+            let mut scratch = Vec::new();
+            for record in Records::new(codec::plain(batch, &mut scratch).unwrap()).unwrap() {
+                let record = record.unwrap();
+                seen.push((
+                    record.offset,
+                    record.timestamp,
+                    record.key.map(<[u8]>::to_vec),
+                    record.value.map(<[u8]>::to_vec),
+                    record
+                        .headers()
+                        .map(|(name, value)| (name.to_vec(), value.map(<[u8]>::to_vec)))
+                        .collect(),
+                ));
+            }
+        }
+        seen
+    }
+
+    fn rebatched(codec: Codec, target: usize, batches: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        let mut rebatcher = Rebatcher::new(codec, target);
+        let mut out = Vec::new();
+        let mut take = |batch: &[u8]| out.push(batch.to_vec());
+        for batch in batches {
+            rebatcher.push(batch, &mut take).unwrap();
+        }
+        rebatcher.finish(&mut take);
+        out
+    }
+
+    fn source(values: &[&str]) -> Source {
+        Source {
+            messages: values
+                .iter()
+                .map(|value| Message {
+                    timestamp: 1000,
+                    skip: 0,
+                    key: None,
+                    value: Some(value.as_bytes().to_vec()),
+                    headers: Vec::new(),
+                })
+                .collect(),
+            skip_after: 0,
+            skip_before: 0,
+            attributes: 0,
+            codec: Codec::None,
+        }
+    }
+
+    #[test]
+    fn small_batches_become_one() {
+        let sources = vec![source(&["status ok, status ok", "status ok"]); 50];
+        let batches = encode_all(&sources, 700);
+        let merged = rebatched(Codec::default(), DEFAULT_TARGET, &batches);
+        assert_eq!(merged.len(), 1);
+        let header = record_batch::validate(&merged[0]).unwrap();
+        assert_eq!((header.base_offset, header.next_offset()), (700, 800));
+        assert_eq!((header.records_count, header.codec()), (100, codec::ZSTD));
+        assert_eq!(
+            (
+                header.producer_id,
+                header.producer_epoch,
+                header.base_sequence
+            ),
+            (-1, -1, -1)
+        );
+        assert_eq!(records(&merged), records(&batches));
+    }
+
+    #[test]
+    fn the_target_bounds_a_batch_also_inside_a_source() {
+        let text = "x".repeat(100);
+        let batches = encode_all(&[source(&vec![text.as_str(); 1000])], 0);
+        let merged = rebatched(Codec::None, 8192, &batches);
+        assert!(merged.len() > 12, "{}", merged.len());
+        assert!(merged.iter().all(|b| b.len() <= HEADER_LEN + 8192));
+        assert!(merged[..merged.len() - 1].iter().all(|b| b.len() > 8000));
+        assert_eq!(records(&merged), records(&batches));
+        // A record above the target has a batch of its own.
+        let large = "y".repeat(20_000);
+        let batches = encode_all(&[source(&["a", &large, "b"])], 0);
+        let merged = rebatched(Codec::None, 8192, &batches);
+        assert_eq!(merged.len(), 3);
+        assert_eq!(records(&merged), records(&batches));
+    }
+
+    #[test]
+    fn batches_that_say_more_than_their_records_pass_unchanged_and_in_order() {
+        let with = |attributes| Source {
+            attributes,
+            ..source(&["marker"])
+        };
+        let large = "compressed by its producer ".repeat(2000);
+        let mut noise = String::new();
+        let mut state = 1u64;
+        for _ in 0..4000 {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            noise.push(char::from(b' ' + (state >> 57) as u8 % 90));
+        }
+        let sources = [
+            source(&["a"]),
+            with(CONTROL),
+            source(&["b"]),
+            with(TRANSACTIONAL),
+            with(1 << 6),
+            source(&["c"]),
+            // Too large when decompressed, too large as it is.
+            Source {
+                codec: Codec::Lz4,
+                ..source(&[&large])
+            },
+            Source {
+                codec: Codec::default(),
+                ..source(&[&noise])
+            },
+            source(&["d"]),
+        ];
+        let mut batches = encode_all(&sources, 10);
+        // Compressed with what is not read here.
+        let mut foreign = batches[0].clone();
+        let header = BatchHeader {
+            base_offset: batches.len() as i64 + 10,
+            attributes: codec::SNAPPY,
+            ..record_batch::parse_header(&foreign).unwrap()
+        };
+        record_batch::write_header(&mut foreign, &header);
+        batches.push(foreign);
+        let merged = rebatched(Codec::Zstd { level: 3 }, 16 << 10, &batches);
+        assert_eq!(merged.len(), batches.len());
+        for (i, (before, after)) in batches.iter().zip(&merged).enumerate() {
+            let header = record_batch::validate(after).unwrap();
+            assert_eq!(header.base_offset, 10 + i as i64);
+            assert_eq!(before == after, ![0, 2, 5, 8].contains(&i), "{i}");
+        }
+    }
+
+    #[test]
+    fn small_compressed_batches_are_merged_unless_nothing_is_to_be_compressed() {
+        let text = "small and compressed by its producer ".repeat(10);
+        let sources: Vec<Source> = [Codec::Lz4, Codec::default(), Codec::None, Codec::Lz4]
+            .into_iter()
+            .map(|codec| Source {
+                codec,
+                ..source(&[&text, "x"])
+            })
+            .collect();
+        let batches = encode_all(&sources, 0);
+        let merged = rebatched(Codec::default(), DEFAULT_TARGET, &batches);
+        assert_eq!(merged.len(), 1);
+        assert_eq!(records(&merged), records(&batches));
+        let kept = rebatched(Codec::None, DEFAULT_TARGET, &batches);
+        assert_eq!(kept.len(), 4);
+        assert_eq!(kept[0], batches[0]);
+        assert_eq!(records(&kept), records(&batches));
+    }
+
+    #[test]
+    fn append_times_are_kept_apart() {
+        let at = |time| Source {
+            attributes: LOG_APPEND_TIME,
+            messages: vec![
+                Message {
+                    timestamp: time,
+                    ..source(&["v"]).messages[0].clone()
+                };
+                3
+            ],
+            ..source(&["v"])
+        };
+        let batches = encode_all(&[at(5), at(5), at(6), source(&["w"]), at(6)], 0);
+        let merged = rebatched(Codec::Lz4, DEFAULT_TARGET, &batches);
+        assert_eq!(merged.len(), 4);
+        assert_eq!(records(&merged), records(&batches));
+    }
+
+    #[test]
+    fn offsets_that_go_back_or_cannot_be_are_refused() {
+        let mut rebatcher = Rebatcher::new(Codec::None, DEFAULT_TARGET);
+        let mut out = Vec::new();
+        let mut take = |batch: &[u8]| out.push(batch.to_vec());
+        let mut batch = encode(&source(&["a", "b"]), 5);
+        rebatcher.push(&batch, &mut take).unwrap();
+        for offset in [5, 6] {
+            record_batch::set_base_offset(&mut batch, offset);
+            assert_eq!(
+                rebatcher.push(&batch, &mut take),
+                Err(RebatchError::Order {
+                    offset,
+                    expected: 7
+                })
+            );
+        }
+        for offset in [-1, i64::MAX, i64::MAX - 1] {
+            record_batch::set_base_offset(&mut batch, offset);
+            assert_eq!(
+                rebatcher.push(&batch, &mut take),
+                Err(RebatchError::Offset(offset))
+            );
+        }
+        // The largest gap still goes into one batch, the next one does not.
+        let far = 5 + i64::from(i32::MAX) - 1;
+        record_batch::set_base_offset(&mut batch, far);
+        rebatcher.push(&batch, &mut take).unwrap();
+        record_batch::set_base_offset(&mut batch, far + 2);
+        rebatcher.push(&batch, &mut take).unwrap();
+        // Another partition begins anew.
+        rebatcher.finish(&mut take);
+        record_batch::set_base_offset(&mut batch, 0);
+        rebatcher.push(&batch, &mut take).unwrap();
+        rebatcher.finish(&mut take);
+        let offsets: Vec<_> = records(&out).iter().map(|r| r.0).collect();
+        assert_eq!(offsets, [5, 6, far, far + 1, far + 2, far + 3, 0, 1]);
+        let counts: Vec<_> = out
+            .iter()
+            .map(|b| record_batch::validate(b).unwrap().records_count)
+            .collect();
+        assert_eq!(counts, [4, 2, 2]);
+    }
+
+    fn bytes(len: usize) -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..len),
+            (any::<u8>(), 0..len).prop_map(|(byte, len)| vec![byte; len]),
+        ]
+    }
+
+    fn message() -> impl Strategy<Value = Message> {
+        (
+            prop_oneof![4 => 1_700_000_000_000i64..1_700_000_100_000, 1 => any::<i64>()],
+            prop_oneof![8 => Just(0u8), 1 => any::<u8>()],
+            prop::option::of(bytes(30)),
+            prop::option::of(bytes(600)),
+            prop::collection::vec((bytes(10), prop::option::of(bytes(20))), 0..3),
+        )
+            .prop_map(|(timestamp, skip, key, value, headers)| Message {
+                timestamp,
+                skip,
+                key,
+                value,
+                headers,
+            })
+    }
+
+    fn any_codec() -> impl Strategy<Value = Codec> {
+        prop_oneof![
+            2 => Just(Codec::None),
+            1 => Just(Codec::Lz4),
+            1 => (-7i32..=9).prop_filter("0 is none of them", |l| *l != 0).prop_map(|level| Codec::Zstd { level }),
+        ]
+    }
+
+    fn any_source() -> impl Strategy<Value = Source> {
+        (
+            prop::collection::vec(message(), 1..12),
+            prop_oneof![6 => Just(0u8), 1 => any::<u8>()],
+            prop_oneof![6 => Just(0u8), 1 => any::<u8>()],
+            prop_oneof![
+                8 => Just(0i16),
+                2 => Just(LOG_APPEND_TIME),
+                1 => Just(CONTROL),
+                1 => Just(TRANSACTIONAL),
+                1 => Just(TRANSACTIONAL | CONTROL),
+            ],
+            any_codec(),
+        )
+            .prop_map(
+                |(messages, skip_after, skip_before, attributes, codec)| Source {
+                    messages,
+                    skip_after,
+                    skip_before,
+                    attributes,
+                    codec,
+                },
+            )
+    }
+
+    proptest! {
+        #[test]
+        fn what_went_in_comes_out(
+            sources in prop::collection::vec(any_source(), 1..25),
+            first in 0i64..(1 << 50),
+            codec in any_codec(),
+            target in prop_oneof![Just(0usize), 100usize..2000, Just(DEFAULT_TARGET)],
+        ) {
+            let batches = encode_all(&sources, first);
+            let merged = rebatched(codec, target, &batches);
+            prop_assert_eq!(records(&merged), records(&batches));
+            let mut scratch = Vec::new();
+            let mut next = i64::MIN;
+            for batch in &merged {
+                let header = record_batch::validate(batch).unwrap();
+                prop_assert!(codec::verify(batch, &mut scratch).is_ok());
+                prop_assert!(header.base_offset >= next);
+                next = header.next_offset();
+                // Readers find batches by the largest time.
+                let plain = codec::plain(batch, &mut scratch).unwrap();
+                let max = Records::new(plain).unwrap().map(|r| r.unwrap().timestamp).max();
+                prop_assert_eq!(Some(header.max_timestamp), max);
+            }
+            // The ends of the log are the same, gaps included.
+            let first = |batches: &[Vec<u8>]| record_batch::parse_header(&batches[0]).unwrap().base_offset;
+            prop_assert_eq!(first(&merged), first(&batches));
+            let last = record_batch::parse_header(batches.last().unwrap()).unwrap();
+            prop_assert_eq!(next, last.next_offset());
+        }
+
+        #[test]
+        fn any_bytes_are_refused_or_taken_without_panic(
+            mut bytes in prop::collection::vec(any::<u8>(), HEADER_LEN..300),
+            attributes in 0i16..64,
+            count in 1i32..20,
+        ) {
+            let header = BatchHeader {
+                attributes,
+                records_count: count,
+                last_offset_delta: count,
+                batch_length: 49,
+                ..record_batch::parse_header(&encode(&source(&["x"]), 0)).unwrap()
+            };
+            record_batch::write_header(&mut bytes, &header);
+            let mut rebatcher = Rebatcher::new(Codec::default(), 4096);
+            let mut take = |batch: &[u8]| assert!(record_batch::validate(batch).is_ok());
+            let _ = rebatcher.push(&bytes, &mut take);
+            rebatcher.finish(&mut take);
+        }
+    }
+}
