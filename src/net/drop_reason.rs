@@ -41,11 +41,13 @@ pub enum DropReason {
     UnknownPartition,
     /// A reply was due but could not be built or sent.
     NoAnswerRoom,
+    /// A source address that no host on a wire has: loopback, a group or the limited broadcast.
+    BadSource,
 }
 
 impl DropReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Truncated,
         Self::BadIpHeader,
         Self::BadIpv4Checksum,
@@ -63,6 +65,7 @@ impl DropReason {
         Self::BadDatagram,
         Self::UnknownPartition,
         Self::NoAnswerRoom,
+        Self::BadSource,
     ];
 
     /// How many there are, for arrays indexed by `reason as usize`.
@@ -88,6 +91,7 @@ impl DropReason {
             Self::BadDatagram => "bad_datagram",
             Self::UnknownPartition => "unknown_partition",
             Self::NoAnswerRoom => "no_answer_room",
+            Self::BadSource => "bad_source",
         }
     }
 }

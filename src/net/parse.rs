@@ -1,8 +1,8 @@
 //! One pass over a received frame: what is it, where is its payload, or why is it dropped.
 //!
 //! Checks in this order, the first that fails names the drop: Ethernet length, VLAN, destination
-//! MAC, type; IP version, lengths and header checksum; destination address; fragments; protocol;
-//! then UDP length and checksum. So a frame that is not for us is `not_for_us` whatever it carries.
+//! MAC, type; IP version, lengths and header checksum; destination address; source address;
+//! fragments; protocol; then UDP length and checksum. So a frame that is not for us is `not_for_us` whatever it carries.
 //!
 //! Invariants: no byte outside the frame is read and no input panics; offsets in the result lie
 //! within the frame (frames beyond 65 535 bytes are seen cut to that).
@@ -255,6 +255,10 @@ fn parse_ipv4(frame: &[u8], offset: usize, options: &ParseOptions<'_>) -> Parsed
     if relation == Relation::Foreign {
         return Parsed::Drop(DropReason::NotForUs);
     }
+    // Loopback, groups, reserved, limited broadcast (RFC 1122 §3.2.1.3): must not be taken.
+    if matches!(fixed[ipv4::SOURCE], 127 | 224..) {
+        return Parsed::Drop(DropReason::BadSource);
+    }
     if be16(fixed, 6) & ipv4::FRAGMENT_MASK != 0 {
         return Parsed::Drop(DropReason::Fragment);
     }
@@ -317,6 +321,15 @@ fn parse_ipv6(frame: &[u8], offset: usize, options: &ParseOptions<'_>) -> Parsed
     if relation == Relation::Foreign && !link_local_group {
         return Parsed::Drop(DropReason::NotForUs);
     }
+    // A group or loopback (RFC 4291 §2.5.3, §2.7): must not be taken.
+    let source: [u8; 16] = array(fixed, ipv6::SOURCE);
+    if source[0] == 0xff || u128::from_be_bytes(source) == 1 {
+        return Parsed::Drop(if relation == Relation::Foreign {
+            DropReason::NotForUs
+        } else {
+            DropReason::BadSource
+        });
+    }
     let mut next_header = fixed[6];
     let mut at = ipv6::HEADER_LEN;
     if next_header != ipv6::NEXT_UDP {
@@ -376,10 +389,19 @@ fn skip_extension_headers(packet: &[u8], first: u8) -> Result<(u8, usize), DropR
         match next_header {
             ipv6::NEXT_HOP_BY_HOP if index > 0 => return Err(DropReason::BadIpHeader),
             ipv6::NEXT_HOP_BY_HOP | ipv6::NEXT_DESTINATION | ipv6::NEXT_ROUTING => {}
-            ipv6::NEXT_FRAGMENT => return Err(DropReason::Fragment),
+            ipv6::NEXT_FRAGMENT => {}
             _ => return Ok((next_header, at)),
         }
         let fixed: &[u8; 8] = packet[at..].first_chunk().ok_or(DropReason::Truncated)?;
+        if next_header == ipv6::NEXT_FRAGMENT {
+            // Offset 0 and nothing to follow: a whole packet (RFC 8200 §4.5, RFC 6946).
+            if be16(fixed, 2) & ipv6::FRAGMENT_MASK != 0 {
+                return Err(DropReason::Fragment);
+            }
+            next_header = fixed[0];
+            at += fixed.len();
+            continue;
+        }
         let len = 8 + usize::from(fixed[1]) * 8;
         let header = packet.get(at..at + len).ok_or(DropReason::Truncated)?;
         if next_header == ipv6::NEXT_ROUTING {
@@ -737,6 +759,19 @@ mod tests {
             DropReason::Fragment,
         );
         assert_drop(
+            &udp_v6(44, &[17, 0, 0x05, 0xc8, 0, 0, 0, 1], b"message"),
+            DropReason::Fragment,
+        );
+        assert_drop(
+            &udp_v6(44, &[44, 0, 0, 0, 0, 0, 0, 1, 17, 0, 0, 8], b"message"),
+            DropReason::Fragment,
+        );
+        // Offset 0 and nothing to follow: a whole packet. The reserved bits mean nothing.
+        for reserved in [0, 2, 6] {
+            let header = [17, 0xff, 0, reserved, 0, 0, 0, 1];
+            assert_payload(&udp_v6(44, &header, b"message"), b"message");
+        }
+        assert_drop(
             &frame_v4(OUR_V4, 6, &[], &[0; 20]),
             DropReason::UnknownProtocol,
         );
@@ -752,6 +787,28 @@ mod tests {
         assert_drop(&frame, DropReason::UnknownEthertype);
         frame[12..14].copy_from_slice(&[8, 6]);
         assert_drop(&frame, DropReason::BadArp);
+    }
+
+    #[test]
+    fn impossible_sources() {
+        for source in [[127, 0, 0, 1], [224, 0, 0, 1], [240, 0, 0, 1], [255; 4]] {
+            let mut frame = udp_v4(OUR_V4, b"message");
+            frame[26..30].copy_from_slice(&source);
+            fix_v4(&mut frame);
+            assert_drop(&frame, DropReason::BadSource);
+            // For somebody else, it is that first of all.
+            frame[33] = 9;
+            fix_v4(&mut frame);
+            assert_drop(&frame, DropReason::NotForUs);
+        }
+        for source in ["::1", "ff02::1", "ffff::"] {
+            let mut frame = udp_v6(17, &[], b"message");
+            let source: Ipv6Addr = source.parse().unwrap();
+            frame[22..38].copy_from_slice(&source.octets());
+            assert_drop(&frame, DropReason::BadSource);
+            frame[53] = 9;
+            assert_drop(&frame, DropReason::NotForUs);
+        }
     }
 
     #[test]

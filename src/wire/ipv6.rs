@@ -14,6 +14,8 @@ pub const NEXT_UDP: u8 = 17;
 pub const NEXT_ROUTING: u8 = 43;
 /// Next header: fragment.
 pub const NEXT_FRAGMENT: u8 = 44;
+/// Of a fragment header's bytes 2 and 3: the offset and the "more fragments" bit.
+pub const FRAGMENT_MASK: u16 = 0xfff9;
 /// Next header: ICMPv6 (RFC 4443).
 pub const NEXT_ICMPV6: u8 = 58;
 /// Next header: destination options.
