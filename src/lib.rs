@@ -4,6 +4,7 @@
 //! (`storage`, `wire`, `eal`, `memory`). `storage` and `wire` know nothing of DPDK; without the
 //! feature `dpdk` they, the client library and the offline tools build on any Linux machine.
 
+pub mod broker;
 pub mod cli;
 pub mod client;
 pub mod config;

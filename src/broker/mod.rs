@@ -1,0 +1,4 @@
+//! What a request of a Kafka client means.
+
+pub mod batch;
+pub mod session;
