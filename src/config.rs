@@ -5,6 +5,8 @@
 //! is allowed. Nothing here looks at the machine; what a port or a core really offers is checked at
 //! start. Every key is described in `taffrail.example.toml`, which a test parses.
 
+pub mod kafka;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -91,6 +93,8 @@ pub struct Config {
     pub udp: Vec<UdpSource>,
     /// The datagram protocol, where it is offered.
     pub datagram: Option<Datagram>,
+    /// Kafka's protocol over the kernel's TCP, where it is offered.
+    pub kafka: Option<kafka::Kafka>,
     /// Unix socket on which the running server answers `taffrail stats` and `taffrail read`.
     pub control_socket: PathBuf,
 }
@@ -288,6 +292,7 @@ struct File {
     #[serde(default)]
     udp: Vec<RawUdp>,
     datagram: Option<RawDatagram>,
+    kafka: Option<kafka::RawKafka>,
     #[serde(default)]
     control: RawControl,
 }
@@ -555,6 +560,7 @@ impl Checker<'_> {
             topics,
             udp,
             datagram,
+            kafka: file.kafka.map(|raw| self.kafka(raw)).transpose()?,
             control_socket: file
                 .control
                 .socket
@@ -1044,11 +1050,12 @@ mod tests {
     fn example_is_valid_and_its_defaults_are_true() {
         let written = parse(EXAMPLE).unwrap();
         let mut explicit = parse(&example_with_defaults()).unwrap();
-        // These three name an example value, since their defaults are "chosen at start" or "none".
+        // These name an example value, since their defaults are "chosen at start" or "none".
         explicit.lcores.rx.clear();
         explicit.storage.staging_dir = None;
         explicit.eal.memory = None;
         explicit.ports[0].vlan = None;
+        explicit.kafka.as_mut().unwrap().advertised = None;
         // `port = "p0"` limits the entry to that port, the default is all.
         explicit.udp[0].port = None;
         assert_eq!(written, explicit);

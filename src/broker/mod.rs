@@ -1,4 +1,5 @@
 //! What a request of a Kafka client means.
 
 pub mod batch;
+pub mod producer_ids;
 pub mod session;
