@@ -1,6 +1,7 @@
 //! What a request of a Kafka client means.
 
 pub mod batch;
+pub mod fetch;
 pub mod inflight;
 pub mod producer_ids;
 pub mod session;
