@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod fetch;
 pub mod inflight;
+pub mod list_offsets;
 pub mod producer_ids;
 pub mod session;
 pub mod waiting;

@@ -244,7 +244,8 @@ mod tests {
         fn nobody_sleeps_over_data(steps in prop::collection::vec((0u8..4, 0u32..4, 1u64..100), 1..200)) {
             let mut waiting = Waiting::new(2);
             let mut state = [at(0, 0); 4];
-            let mut open: Vec<(WaitId, usize, Vec<u32>, [Progress; 4], u64)> = Vec::new();
+            type Sleeper = (WaitId, usize, Vec<u32>, [Progress; 4], u64);
+            let mut open: Vec<Sleeper> = Vec::new();
             let mut next = 0;
             let place = |p: u32| ((p % 2) as u16, p / 2);
             for (step, p, n) in steps {
