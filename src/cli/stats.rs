@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::{CliResult, ServerArgs};
 use crate::control::client::ControlClient;
-use crate::control::protocol::{Reasons, Stats, total};
+use crate::control::protocol::{PortStats, Reasons, Stats, total};
 
 /// Show what the running server received, stored and lost, and why
 #[derive(Debug, clap::Args)]
@@ -93,7 +93,7 @@ fn tables(stats: &Stats, before: Option<&Stats>) -> String {
         table.add_row([
             port.name.clone(),
             port.link.clone(),
-            port.received.to_string(),
+            received(port),
             rate(port.received, then),
             reasons(&port.handled),
             port.delivered.to_string(),
@@ -210,6 +210,17 @@ fn tables(stats: &Stats, before: Option<&Stats>) -> String {
     text
 }
 
+/// The packets received, and below how many of them by each queue where there are several.
+fn received(port: &PortStats) -> String {
+    let mut text = port.received.to_string();
+    if port.queues.len() > 1 {
+        for (queue, count) in port.queues.iter().enumerate() {
+            text += &format!("\nqueue {queue} {count}");
+        }
+    }
+    text
+}
+
 /// `12 (fragment 2, unknown_port 10)`, or `0`.
 fn reasons(reasons: &Reasons) -> String {
     if reasons.is_empty() {
@@ -243,7 +254,7 @@ fn rendered(table: &Table) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::protocol::{LcoreStats, PortStats, ShardStats, TopicStats};
+    use crate::control::protocol::{LcoreStats, ShardStats, TopicStats};
 
     #[test]
     fn tables_show_reasons_rates_and_imbalances() {
@@ -251,6 +262,7 @@ mod tests {
             name: "p0".into(),
             received: 30,
             delivered: 20,
+            queues: vec![18, 12],
             ..Default::default()
         };
         port.dropped.insert("fragment".into(), 10);
@@ -292,6 +304,8 @@ mod tests {
         let text = tables(&now, Some(&before));
         for part in [
             "fragment 10",
+            "queue 0 18",
+            "queue 1 12",
             " 15 ",
             " 1000 ",
             "25.0%",

@@ -127,6 +127,9 @@ pub struct PortStats {
     pub link: String,
     /// Packets that an rx lcore took from the port's queues.
     pub received: u64,
+    /// Those packets by receive queue.
+    #[serde(default)]
+    pub queues: Vec<u64>,
     /// Bytes of those packets.
     pub received_bytes: u64,
     /// Packets answered or used by the port itself, by protocol.

@@ -206,14 +206,15 @@ impl RxBurst {
     }
 
     /// Whether the NIC vouches for (IP header checksum, UDP checksum) of packet `i`.
+    ///
+    /// DPDK's `L4_CKSUM_NONE` vouches too: the data is known to be whole, while the checksum field holds
+    /// something else. Virtio says so of packets that the host's own kernel sent, whose checksum no
+    /// device has filled in.
     #[inline(always)]
     pub fn checksums_good(&self, i: usize) -> (bool, bool) {
         // SAFETY: the burst owns the mbuf.
         let flags = unsafe { (*self.mbuf(i)).ol_flags };
-        (
-            flags & dpdk_sys::RTE_MBUF_F_RX_IP_CKSUM_MASK == dpdk_sys::RTE_MBUF_F_RX_IP_CKSUM_GOOD,
-            flags & dpdk_sys::RTE_MBUF_F_RX_L4_CKSUM_MASK == dpdk_sys::RTE_MBUF_F_RX_L4_CKSUM_GOOD,
-        )
+        vouched(flags)
     }
 
     /// Takes packet `i` out of the burst; the handle goes to [`free_handles`] later.
@@ -309,6 +310,17 @@ impl Drop for TxBurst {
     }
 }
 
+/// Which checksums (IP header, UDP) the receive flags of an mbuf vouch for.
+#[inline(always)]
+fn vouched(flags: u64) -> (bool, bool) {
+    let ip = flags & dpdk_sys::RTE_MBUF_F_RX_IP_CKSUM_MASK;
+    let l4 = flags & dpdk_sys::RTE_MBUF_F_RX_L4_CKSUM_MASK;
+    (
+        ip == dpdk_sys::RTE_MBUF_F_RX_IP_CKSUM_GOOD,
+        l4 == dpdk_sys::RTE_MBUF_F_RX_L4_CKSUM_GOOD || l4 == dpdk_sys::RTE_MBUF_F_RX_L4_CKSUM_NONE,
+    )
+}
+
 /// Asks the CPU to fetch a cache line for reading.
 #[inline(always)]
 fn prefetch(address: *const u8) {
@@ -319,4 +331,27 @@ fn prefetch(address: *const u8) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_known_to_be_whole_is_vouched_for() {
+        use dpdk_sys::{
+            RTE_MBUF_F_RX_IP_CKSUM_BAD, RTE_MBUF_F_RX_IP_CKSUM_GOOD, RTE_MBUF_F_RX_L4_CKSUM_BAD,
+            RTE_MBUF_F_RX_L4_CKSUM_GOOD, RTE_MBUF_F_RX_L4_CKSUM_NONE,
+        };
+        assert_eq!(vouched(0), (false, false));
+        assert_eq!(vouched(RTE_MBUF_F_RX_L4_CKSUM_NONE), (false, true));
+        assert_eq!(
+            vouched(RTE_MBUF_F_RX_IP_CKSUM_GOOD | RTE_MBUF_F_RX_L4_CKSUM_GOOD),
+            (true, true)
+        );
+        assert_eq!(
+            vouched(RTE_MBUF_F_RX_IP_CKSUM_BAD | RTE_MBUF_F_RX_L4_CKSUM_BAD),
+            (false, false)
+        );
+    }
 }

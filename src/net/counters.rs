@@ -44,6 +44,8 @@ impl Handled {
 pub struct NetCounters {
     /// Frames received.
     pub received: Counter,
+    /// `received` by queue: the number of each queue that the lcore polls, and its frames.
+    pub queues: Vec<(u16, Counter)>,
     /// Bytes of those frames, without check sequences.
     pub bytes: Counter,
     /// Frames handed to shards.
@@ -59,6 +61,15 @@ pub struct NetCounters {
 }
 
 impl NetCounters {
+    /// Counters of an lcore that polls these queues, in this order.
+    pub fn new(queues: impl IntoIterator<Item = u16>) -> Self {
+        let queues = queues.into_iter().map(|queue| (queue, Counter::new()));
+        Self {
+            queues: queues.collect(),
+            ..Self::default()
+        }
+    }
+
     /// Counts one frame as handled.
     #[inline(always)]
     pub fn count_handled(&self, handled: Handled) {

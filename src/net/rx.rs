@@ -301,6 +301,9 @@ impl RxWorker {
         }
         let counters = &port.port.counters;
         counters.received.add(count as u64);
+        if let Some((_, received)) = counters.queues.get(queue) {
+            received.add(count as u64);
+        }
         counters.bytes.add(bytes);
         counters.delivered.add(delivered);
         lanes.hand_over(port_index as u16, now);

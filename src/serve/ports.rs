@@ -203,16 +203,12 @@ pub(super) fn start(config: &Config, plan: &Plan) -> Result<(Environment, Starte
         let mut rx: Vec<_> = rx.into_iter().map(Some).collect();
         let mut counters = Vec::new();
         for ((place, &lcore), tx) in users.iter().enumerate().zip(tx) {
-            let own = Arc::new(NetCounters::default());
+            let all = plan.lcores[lcore].queues.iter();
+            let queues = all.filter(|&&(p, _)| p == index).map(|&(_, q)| q);
+            let own = Arc::new(NetCounters::new(queues.clone()));
             counters.push(Arc::clone(&own));
-            let queues = plan.lcores[lcore]
-                .queues
-                .iter()
-                .filter(|&&(p, _)| p == index);
             let port_of_lcore = RxPort {
-                rx: queues
-                    .filter_map(|&(_, q)| rx[usize::from(q)].take())
-                    .collect(),
+                rx: queues.filter_map(|q| rx[usize::from(q)].take()).collect(),
                 tx,
                 pool: pool.clone(),
                 responder: Responder::new(interface.clone()),

@@ -174,6 +174,11 @@ fn port(view: &PortView) -> PortStats {
         }
         stats.delivered += counters.delivered.get();
         stats.received += counters.received.get();
+        for (queue, received) in &counters.queues {
+            let queue = usize::from(*queue);
+            stats.queues.resize(stats.queues.len().max(queue + 1), 0);
+            stats.queues[queue] += received.get();
+        }
         stats.received_bytes += counters.bytes.get();
         stats.sent += counters.sent.get();
         stats.send_dropped += counters.send_dropped.get();
