@@ -25,6 +25,8 @@ UNIT=taffrail-hugepages.service
 UNIT_FILE=/etc/systemd/system/$UNIT
 # Attempts to get pages, with a compaction of memory before each one but the first.
 ATTEMPTS=4
+# Most of a node's memory that may go into huge pages; the rest is the kernel's and the programs'.
+MOST_PERCENT=90
 
 usage() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$script"; exit 2; }
 
@@ -122,10 +124,25 @@ mount_pages() {
     echo "mounted hugetlbfs with $size pages at $target"
 }
 
+# Refuses what would leave a node no memory: the kernel would take it from everything that runs.
+fits() {
+    local node key wants total
+    for node in $(nodes); do
+        wants=0
+        for key in "${order[@]}"; do
+            [[ ${key% *} != "$node" ]] || wants=$((wants + ${wanted[$key]} * ${key#* } / 1024))
+        done
+        total=$(awk '/MemTotal/ { print int($4 / 1024) }' "$NODES/node$node/meminfo")
+        ((wants * 100 <= total * MOST_PERCENT)) ||
+            die "$config asks for $wants MiB on node $node, which has $total MiB: ask for less (at most $MOST_PERCENT% of it); nothing has been changed"
+    done
+}
+
 apply() {
     local key node kib size got free short=0 short_gib=0
     need_root
     parse "$1"
+    fits
     # Give back first, so that what one line frees another can have; large pages before small ones.
     for key in "${order[@]}"; do
         read -r node kib <<<"$key"

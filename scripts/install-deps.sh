@@ -6,7 +6,7 @@
 #
 #   --run    to run the server: DPDK with its drivers, hwloc
 #   --build  to build it: headers, libclang, a C compiler, Rust
-#   --test   for the tests and the demo: network tools, fio, scapy, shellcheck
+#   --test   for the tests and the demo: network tools, fio, jq, scapy, shellcheck
 #   --lab    for the QEMU guest: emulator, kernel and initramfs tools
 #
 # Can be run again; does nothing where everything is there.
@@ -16,10 +16,10 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
-RUN=(dpdk libhwloc15 iproute2)
+RUN=(dpdk libhwloc15 iproute2 kmod)
 BUILD=(libdpdk-dev libhwloc-dev libudev-dev libclang-14-dev clang-14 pkg-config build-essential ca-certificates curl git)
-TEST=(dpdk-dev fio ethtool iputils-ping procps python3 python3-scapy shellcheck util-linux e2fsprogs)
-LAB=(qemu-system-x86 cpio kmod busybox-static iproute2 util-linux)
+TEST=(dpdk-dev fio ethtool iputils-ping jq procps python3 python3-scapy shellcheck util-linux e2fsprogs)
+LAB=(qemu-system-x86 cpio kmod busybox-static e2fsprogs iproute2 iputils-ping jq util-linux)
 
 packages=()
 rust=0
