@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# run.sh - the tests that need real PCI NICs, in the guest of scripts/lab.sh; called by scripts/test.sh --lab.
+#
+# usage: sudo tests/lab/run.sh
+#
+# Needs target/release/taffrail. Prints "ok N - TEXT" and "not ok N - TEXT", and the count "1..N"; exit status 0 if
+# all are ok. A few minutes; what a failed run leaves for a look is in target/lab/test.*.
+
+set -u -o pipefail
+cd "$(dirname "$0")/../.." || exit 1
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
+# Seconds for one guest: several times what it takes, for a machine that has other work as well.
+LIMIT=900
+
+need_root
+[[ -x target/release/taffrail ]] || die "target/release/taffrail is missing: cargo build --release"
+mkdir -p target/lab
+share=$(mktemp -d "$PWD/target/lab/test.XXXXXX") || exit 1
+results=$share/results
+: >"$results"
+
+# guest NAME SCRIPT [SETTING...]: boots one, with these settings of lab.sh; its checks get numbers.
+guest() {
+    local name=$1 script=$2 status=0
+    shift 2
+    mkdir "$share/$name"
+    env LAB_SHARE="$share/$name" LAB_PEER=tests/lab/peer.sh LAB_TIMEOUT="$LIMIT" "$@" \
+        scripts/lab.sh run "bash $script" 2>&1 | tee "$share/$name/output" |
+        while IFS= read -r line; do
+            if [[ $line =~ ^((not )?ok)\ -\ (.*) ]]; then
+                line="${BASH_REMATCH[1]} $(($(wc -l <"$results") + 1)) - ${BASH_REMATCH[3]}"
+                printf '%s\n' "$line" >>"$results"
+            fi
+            printf '%s\n' "$line"
+        done || status=$?
+    if ((status != 0)); then
+        echo "not ok $(($(wc -l <"$results") + 1)) - guest $name comes to its end (status $status)" | tee -a "$results"
+        for log in console qemu peer; do
+            [[ ! -s $share/$name/$log.log ]] || tail -n 30 "$share/$name/$log.log" | sed "s/^/#   $log: /"
+        done
+    fi
+}
+
+guest nics tests/lab/guest.sh LAB_NICS="e1000e:0 virtio:1:4" LAB_DISK=1024
+
+count=$(wc -l <"$results")
+echo "1..$count"
+if grep -q '^not ok' "$results" || ((count == 0)); then
+    echo "# logs: $share"
+    exit 1
+fi
+rm -rf "$share"
