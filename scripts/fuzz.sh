@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-targets=(packet datagram_server datagram_client record_batch)
+targets=(packet datagram_server datagram_client record_batch segment codec snapshot config)
 
 usage() {
     echo "usage: scripts/fuzz.sh TARGET|all SECONDS   (targets: ${targets[*]})" >&2
@@ -24,7 +24,7 @@ fi
 
 for target in "${targets[@]}"; do
     echo "== $target, $2 s"
-    mkdir -p "fuzz/corpus/$target"
+    mkdir -p "fuzz/corpus/$target" "fuzz/seeds/$target"
     nice -n 19 cargo +nightly fuzz run "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- \
-        -max_total_time="$2" -max_len=4096 -timeout=10 -print_final_stats=1
+        -max_total_time="$2" -max_len=8192 -timeout=10 -print_final_stats=1
 done

@@ -188,7 +188,7 @@ impl Segment {
             let EntryKind::Batch(key) = entry.kind else {
                 continue;
             };
-            let Ok(batch) = record_batch::parse_header(entry.bytes) else {
+            let Ok(batch) = record_batch::parse_whole(entry.bytes) else {
                 continue;
             };
             let time = batch_time(&batch, header);

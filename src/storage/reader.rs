@@ -162,7 +162,7 @@ impl LogReader {
                                 if entry.kind != EntryKind::Batch(key) {
                                     continue;
                                 }
-                                let Ok(batch) = record_batch::parse_header(entry.bytes) else {
+                                let Ok(batch) = record_batch::parse_whole(entry.bytes) else {
                                     continue;
                                 };
                                 if batch.next_offset() <= outcome.next_offset {
@@ -216,7 +216,7 @@ impl LogReader {
                     if entry.kind != EntryKind::Batch(key) {
                         continue;
                     }
-                    let Ok(batch) = record_batch::parse_header(entry.bytes) else {
+                    let Ok(batch) = record_batch::parse_whole(entry.bytes) else {
                         continue;
                     };
                     if batch_time(&batch, header) >= unix_ms {

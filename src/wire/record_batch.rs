@@ -203,11 +203,10 @@ pub fn parse_header(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
     Ok(header)
 }
 
-/// Checks a whole batch: its length is the slice's, its CRC fits, and, where it is not compressed,
-/// its records are walked: their number, their ascending offset deltas and every length.
-///
-/// Costs a pass for the CRC and one over the records.
-pub fn validate(batch: &[u8]) -> Result<BatchHeader, BatchError> {
+/// Reads the header of a batch that is exactly `batch`; as [`parse_header`], and checks the length, and the
+/// numbers of records and offsets against each other. The CRC is not looked at.
+#[inline]
+pub fn parse_whole(batch: &[u8]) -> Result<BatchHeader, BatchError> {
     let header = parse_header(batch)?;
     let total = header.total_len();
     if batch.len() < total {
@@ -221,15 +220,24 @@ pub fn validate(batch: &[u8]) -> Result<BatchHeader, BatchError> {
             extra: batch.len() - total,
         });
     }
+    if header.records_count < 1 || header.last_offset_delta < header.records_count - 1 {
+        return Err(wrong_count(&header));
+    }
+    Ok(header)
+}
+
+/// Checks a whole batch: its length is the slice's, its CRC fits, and, where it is not compressed,
+/// its records are walked: their number, their ascending offset deltas and every length.
+///
+/// Costs a pass for the CRC and one over the records.
+pub fn validate(batch: &[u8]) -> Result<BatchHeader, BatchError> {
+    let header = parse_whole(batch)?;
     let computed = crc32c::crc32c(&batch[CRC_START..]);
     if computed != header.crc {
         return Err(BatchError::Crc {
             stored: header.crc,
             computed,
         });
-    }
-    if header.records_count < 1 || header.last_offset_delta < header.records_count - 1 {
-        return Err(wrong_count(&header));
     }
     if header.codec() == 0 {
         validate_records(&header, &batch[HEADER_LEN..])?;

@@ -440,7 +440,7 @@ impl WalWriter {
         // SAFETY: the open frame's slot is the writer's, and the slice is gone before it is written to.
         let bytes = unsafe { self.shared.staging.room(open.slot, open.used, len) };
         // The index passes over what is no batch, too.
-        let Ok(batch) = record_batch::parse_header(bytes) else {
+        let Ok(batch) = record_batch::parse_whole(bytes) else {
             return;
         };
         if let Some(noted) = self.noted.as_mut().filter(|noted| noted.key == key) {
