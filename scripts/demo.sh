@@ -37,7 +37,8 @@ socket=$work/control.sock
 server=
 cleanup() {
     set +e
-    [[ -z $server ]] || kill -9 "$server" 2>/dev/null
+    # A clean stop, so that no staging file stays in huge pages.
+    [[ -z $server ]] || { kill -TERM "$server"; wait "$server"; } 2>/dev/null
     ip netns delete "$producer" 2>/dev/null
     ip netns delete "$box" 2>/dev/null
     rm -rf "$work" "/var/run/dpdk/tfdemo-$$"

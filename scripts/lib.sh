@@ -39,14 +39,16 @@ find_cargo() {
 # restore_hugepages gives back what it added.
 HUGEPAGES_BEFORE=
 reserve_hugepages() {
-    local free total wanted
-    free=$(awk '/^HugePages_Free/ { print $2 * 2 }' /proc/meminfo)
-    total=$(</proc/sys/vm/nr_hugepages)
-    if ((free < $1)); then
+    local free total attempt
+    for attempt in 1 2 3 4; do
+        free=$(awk '/^HugePages_Free/ { print $2 * 2 }' /proc/meminfo)
+        ((free < $1)) || break
+        # Free memory is often there, but in pieces.
+        ((attempt == 1)) || echo 1 >/proc/sys/vm/compact_memory
+        total=$(</proc/sys/vm/nr_hugepages)
         HUGEPAGES_BEFORE=${HUGEPAGES_BEFORE:-$total}
-        wanted=$((total + ($1 - free + 1) / 2))
-        echo "$wanted" >/proc/sys/vm/nr_hugepages
-    fi
+        echo $((total + ($1 - free + 1) / 2)) >/proc/sys/vm/nr_hugepages
+    done
     if ! awk '$3 == "hugetlbfs"' /proc/mounts | grep -q .; then
         mkdir -p /dev/hugepages
         mount -t hugetlbfs hugetlbfs /dev/hugepages

@@ -6,6 +6,8 @@ set -euo pipefail
 
 TAFFRAIL=${TAFFRAIL:-$PWD/target/release/taffrail}
 
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
 die() { echo "$(basename "$0"): $*" >&2; exit 2; }
 
 [[ -x $TAFFRAIL ]] || die "no $TAFFRAIL: run scripts/demo.sh once, or cargo build --release"
@@ -22,19 +24,8 @@ trap 'exit 130' INT TERM
 
 # Reserves 2 MiB hugepages so that at least $1 MiB are free; gives back what it added.
 need_hugepages() {
-    local free total
-    free=$(awk '/^HugePages_Free/ { print $2 * 2 }' /proc/meminfo)
-    total=$(</proc/sys/vm/nr_hugepages)
-    if ((free < $1)); then
-        UNDO+=("echo $total >/proc/sys/vm/nr_hugepages")
-        echo $((total + ($1 - free + 1) / 2)) >/proc/sys/vm/nr_hugepages
-    fi
-    if ! awk '$3 == "hugetlbfs"' /proc/mounts | grep -q .; then
-        mkdir -p /dev/hugepages
-        mount -t hugetlbfs hugetlbfs /dev/hugepages
-    fi
-    free=$(awk '/^HugePages_Free/ { print $2 * 2 }' /proc/meminfo)
-    ((free >= $1)) || die "$1 MiB of hugepages are needed, the kernel gives $free: free memory, or reserve at boot"
+    UNDO+=("restore_hugepages")
+    reserve_hugepages "$1"
 }
 
 # The median of the numbers given.

@@ -91,7 +91,7 @@ TOML
     start_generator
     taskset -c 1 "$TAFFRAIL" serve --config "$SCRATCH/taffrail.toml" >"$SCRATCH/server.log" 2>&1 &
     server=$!
-    UNDO+=("kill -9 $server")
+    UNDO+=("kill -TERM $server; wait $server")
     wait_for 60 test -S "$SCRATCH/control.sock"
     sleep 2
     from=$(durable_now)

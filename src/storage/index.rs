@@ -546,7 +546,7 @@ impl LogIndex {
     }
 
     /// Everything it holds, in an order of its own, to compare.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn dump(&self) -> Vec<String> {
         let state = self.lock();
         let mut lines = Vec::new();
@@ -562,7 +562,7 @@ impl LogIndex {
     }
 
     /// Keeps the index as it is while `f` runs.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn stalled<R>(&self, f: impl FnOnce() -> R) -> R {
         let _state = self.lock();
         f()

@@ -786,7 +786,7 @@ impl WalWriter {
     }
 
     /// Leaves all sealed frames as when the kernel did not take them (EAGAIN, EBUSY).
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(super) fn push_without_submitting(&mut self) {
         while let Some(op) = self.sealed.pop_front() {
             self.push(op);

@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# ack-latency.sh - how long an acknowledgement of acks=all takes at a light load, beyond the disk itself.
+#
+# In each round fio measures the disk: one write of 4 KiB and an fdatasync at a time into a file that was written
+# before, as the log's segments are; write and sync added up, since an acknowledgement waits for both. Then
+# `taffrail produce`, in a network namespace of its own, sends RATE messages a second over veth to a server on an
+# AF_PACKET port, all roles on one core, and measures from sending to the acknowledgement. The figure is the median of
+# the rounds' p99 less the disk's p99, in ms. Settings: ROUNDS (5), COUNT (5000), RATE (500), IDLE (sleep), BAR (1),
+# DIR (a folder on the disk to measure; the checkout's target/).
+
+cd "$(dirname "$0")/../.." || exit 2
+# shellcheck source=benches/bars/lib.sh
+. benches/bars/lib.sh
+
+ROUNDS=${ROUNDS:-5}
+COUNT=${COUNT:-5000}
+RATE=${RATE:-500}
+IDLE=${IDLE:-sleep}
+BAR=${BAR:-1}
+DIR=${DIR:-target}
+((EUID == 0)) || die "needs root, for namespaces and packet sockets"
+command -v fio >/dev/null || die "needs fio (apt-get install fio)"
+need_hugepages 160
+
+disk=$(mktemp -d "$DIR/latency-bar.XXXXXX")
+UNDO+=("rm -rf '$disk'")
+producer=tflat-p-$$ box=tflat-b-$$
+UNDO+=("ip netns delete $producer" "ip netns delete $box" "rm -rf /var/run/dpdk/tflat-$$")
+ip netns add "$producer"
+ip netns add "$box"
+ip -n "$producer" link add eth0 type veth peer name eth0 netns "$box"
+ip netns exec "$box" sysctl -qw net.ipv6.conf.eth0.disable_ipv6=1
+ip -n "$producer" addr add 10.77.0.1/24 dev eth0
+ip -n "$producer" link set eth0 up
+ip -n "$box" link set eth0 up
+cat >"$SCRATCH/taffrail.toml" <<TOML
+[storage]
+path = "$disk/data"
+segment_size = "64MiB"
+[lcores]
+layout = "shared"
+idle = "$IDLE"
+[eal]
+file_prefix = "tflat-$$"
+[control]
+socket = "$SCRATCH/control.sock"
+[[port]]
+name = "p0"
+device = "eth0"
+addresses = ["10.77.0.2/24"]
+[[topic]]
+name = "orders"
+[datagram]
+udp_port = 9700
+TOML
+ip netns exec "$box" "$TAFFRAIL" serve --config "$SCRATCH/taffrail.toml" >"$SCRATCH/server.log" 2>&1 &
+server=$!
+UNDO+=("kill -TERM $server; wait $server")
+wait_for 60 test -S "$SCRATCH/control.sock"
+fio --name=lay --filename="$disk/fio" --rw=write --bs=1M --size=64M --direct=1 --end_fsync=1 --output=/dev/null
+
+# "p50 p99" of the disk in µs: the write's and the sync's added up.
+disk_us() {
+    fio --name=sync --filename="$disk/fio" --rw=write --bs=4k --size=64M --io_size=$((COUNT * 4096)) --direct=1 \
+        --ioengine=psync --fdatasync=1 --overwrite=1 --thinktime=$((1000000 / RATE)) --thinktime_blocks=1 \
+        --output-format=json | python3 -c '
+import json, sys
+job = json.load(sys.stdin)["jobs"][0]
+write, sync = job["write"]["clat_ns"]["percentile"], job["sync"]["lat_ns"]["percentile"]
+print(*(round((write[p] + sync[p]) / 1e3) for p in ("50.000000", "99.000000")))'
+}
+# "p50 p99" of acknowledgements in µs.
+ack_us() {
+    ip netns exec "$producer" "$TAFFRAIL" produce orders --server 10.77.0.2:9700 --acks all --count "$COUNT" \
+        --rate "$RATE" --size 100 --quiet --format json | python3 -c '
+import json, sys
+us = json.load(sys.stdin)["summary"]["latency_us"]
+print(us["p50"], us["p99"])'
+}
+
+ack_us >/dev/null # paths, caches, ARP
+declare -a beyond
+for ((round = 1; round <= ROUNDS; round++)); do
+    read -r disk50 disk99 < <(disk_us)
+    read -r ack50 ack99 < <(ack_us)
+    beyond+=("$(awk -v a="$ack99" -v d="$disk99" 'BEGIN { printf "%.3f", (a - d) / 1000 }')")
+    echo "round $round: acknowledged p50 $ack50, p99 $ack99 µs; write and fdatasync p50 $disk50, p99 $disk99 µs"
+done
+kill -TERM "$server"
+wait "$server" || die "the server failed: $(tail -n 5 "$SCRATCH/server.log")"
+verdict "ack-latency-p99-beyond-disk-ms" "$(median "${beyond[@]}")" "$BAR" at-most
