@@ -9,6 +9,7 @@ pub mod icmpv6;
 pub mod igmp;
 pub mod ipv4;
 pub mod ipv6;
+pub mod kafka;
 pub mod record_batch;
 pub mod udp;
 pub mod varint;
