@@ -43,6 +43,7 @@ guest() {
 }
 
 guest nics tests/lab/guest.sh LAB_NICS="e1000e:0 virtio:1:4 e1000:0 e1000:0" LAB_DISK=1024
+guest no-iommu tests/lab/no-iommu.sh LAB_NICS=e1000e:0 LAB_IOMMU=0 LAB_DISK=512
 
 count=$(wc -l <"$results")
 echo "1..$count"
