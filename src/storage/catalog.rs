@@ -248,9 +248,27 @@ impl Catalog {
                 contents.version
             )));
         }
+        // from_str_radix takes a sign, too.
+        let digits = contents.store.bytes().all(|b| b.is_ascii_hexdigit());
         let store = u128::from_str_radix(&contents.store, 16)
-            .map_err(|_| damaged("the store id is not 32 hexadecimal digits".to_owned()))?;
+            .ok()
+            .filter(|_| digits && contents.store.len() == 32)
+            .ok_or_else(|| damaged("the store id is not 32 hexadecimal digits".to_owned()))?;
         for (i, topic) in contents.topics.iter().enumerate() {
+            if let Err(reason) = check_name(&topic.name) {
+                return Err(damaged(format!("topic {:?}: {reason}", topic.name)));
+            }
+            // Shards are counted in u16, so none has the number u16::MAX.
+            if topic.shards.is_empty()
+                || topic.shards.len() > MAX_PARTITIONS as usize
+                || topic.shards.contains(&u16::MAX)
+            {
+                return Err(damaged(format!(
+                    "topic {:?}: it has 1 to {MAX_PARTITIONS} partitions, in shards 0 to {}",
+                    topic.name,
+                    u16::MAX - 1
+                )));
+            }
             if topic.id >= contents.next_topic
                 || contents.topics[..i]
                     .iter()
@@ -322,12 +340,19 @@ impl Catalog {
             let at = match next.topics.iter().position(|t| t.name == spec.name) {
                 Some(at) => at,
                 None => {
+                    let id = next.next_topic;
+                    let Some(following) = id.checked_add(1) else {
+                        return refuse(
+                            &spec.name,
+                            "the store has given out all topic ids".to_owned(),
+                        );
+                    };
                     next.topics.push(Topic {
-                        id: next.next_topic,
+                        id,
                         name: spec.name.clone(),
                         shards: Vec::new(),
                     });
-                    next.next_topic += 1;
+                    next.next_topic = following;
                     next.topics.len() - 1
                 }
             };
@@ -460,5 +485,37 @@ mod tests {
             Catalog::open(dir.path()),
             Err(CatalogError::Damaged { .. })
         ));
+    }
+
+    #[test]
+    fn a_catalog_has_only_topics_that_could_be_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog.json");
+        let write = |store: &str, next: u32, name: &str, shards: &str| {
+            let text = format!(
+                r#"{{"version":1,"store":"{store}","next_topic":{next},"topics":[{{"id":1,"name":"{name}","shards":{shards}}}]}}"#
+            );
+            fs::write(&path, text).unwrap();
+        };
+        const STORE: &str = "0123456789abcdef0123456789abcdef";
+        for (store, name, shards) in [
+            (STORE, " orders", "[0]"),
+            (STORE, "..", "[0]"),
+            (STORE, "orders", "[]"),
+            (STORE, "orders", "[65535]"),
+            ("+123456789abcdef0123456789abcdef", "orders", "[0]"),
+            ("1", "orders", "[0]"),
+        ] {
+            write(store, 2, name, shards);
+            assert!(
+                matches!(Catalog::open(dir.path()), Err(CatalogError::Damaged { .. })),
+                "{store} {name:?} {shards}"
+            );
+        }
+        // The last id is never given out: there would be no next one.
+        write(STORE, u32::MAX, "orders", "[0]");
+        let mut catalog = Catalog::open(dir.path()).unwrap();
+        catalog.ensure(&[spec("new", 1)], 1).unwrap_err();
+        assert_eq!(catalog.topics().len(), 1);
     }
 }
