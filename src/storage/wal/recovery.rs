@@ -426,10 +426,12 @@ pub(crate) fn recover(
     }
 
     // Staged frames, read before anything is changed.
+    let name = staging::file_name(id);
     let pointer: Option<Pointer> = fs::read(pointer_path(dir))
         .ok()
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let name = staging::file_name(id);
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        // Old staging files are removed: a note never points to anything else.
+        .filter(|pointer: &Pointer| pointer.path.ends_with(&name));
     let mut paths: Vec<PathBuf> = staging::candidate_dirs(config.staging_dir.as_deref())
         .into_iter()
         .map(|d| d.join(&name))

@@ -991,3 +991,18 @@ fn verify_tells_a_torn_tail_from_damage() {
     // The name on tmpfs goes with the folder.
     place.staging = tempfile::tempdir_in("/dev/shm").unwrap();
 }
+
+#[test]
+fn a_damaged_note_of_the_staging_file_removes_nothing() {
+    let place = Place::new();
+    let (writer, ..) = place.open();
+    writer.close().unwrap();
+    let other = place.store.path().join("notes.txt");
+    fs::write(&other, "not Taffrail's").unwrap();
+    let note = place.shard().join("staging.json");
+    let text = format!(r#"{{"path":{other:?},"boot":"0"}}"#);
+    fs::write(note, text).unwrap();
+    let (writer, ..) = place.open();
+    writer.close().unwrap();
+    assert_eq!(fs::read_to_string(other).unwrap(), "not Taffrail's");
+}
