@@ -213,22 +213,31 @@ pub struct LcoreStats {
     pub sleeps: u64,
 }
 
-/// Sum over the reasons.
+/// Sum over the reasons; as every sum here it stops at `u64::MAX`, which only a nonsensical answer reaches.
 pub fn total(reasons: &Reasons) -> u64 {
-    reasons.values().sum()
+    sum(reasons.values().copied())
+}
+
+fn sum(counts: impl IntoIterator<Item = u64>) -> u64 {
+    counts.into_iter().fold(0, u64::saturating_add)
 }
 
 impl PortStats {
     /// What became of the packets; equals `received`.
     pub fn accounted(&self) -> u64 {
-        total(&self.handled) + self.delivered + total(&self.dropped)
+        sum([total(&self.handled), self.delivered, total(&self.dropped)])
     }
 }
 
 impl TopicStats {
     /// What became of the messages; equals `received` when nothing is in flight.
     pub fn accounted(&self) -> u64 {
-        self.stored + self.duplicate + total(&self.refused) + total(&self.dropped)
+        sum([
+            self.stored,
+            self.duplicate,
+            total(&self.refused),
+            total(&self.dropped),
+        ])
     }
 }
 
@@ -252,7 +261,8 @@ impl Stats {
             .topics
             .iter()
             .filter(|topic| {
-                topic.in_flight < 0 || topic.received != topic.accounted() + topic.in_flight as u64
+                topic.in_flight < 0
+                    || topic.received != sum([topic.accounted(), topic.in_flight as u64])
             })
             .map(|topic| {
                 format!(
@@ -310,6 +320,13 @@ mod tests {
         assert_eq!(stats.imbalances().len(), 1);
         stats.topics[0].in_flight = 1;
         assert_eq!(stats.imbalances(), Vec::<String>::new());
+        stats.topics[0].duplicate = u64::MAX;
+        assert_eq!(
+            stats.imbalances().len(),
+            1,
+            "a nonsensical answer adds up to no panic"
+        );
+        stats.topics.clear();
         stats.ports.push(PortStats {
             name: "p".into(),
             received: 1,
