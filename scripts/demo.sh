@@ -27,8 +27,10 @@ done
 need_root
 scripts/install-deps.sh --run --build --test
 find_cargo || die "no cargo of version $RUST_VERSION or newer"
-say "building (release; benches too, so that benches/bars need no build)"
-CARGO_TERM_COLOR=never cargo build --release --bins --benches
+say "building (release; benches and the kills test too, so that benches/bars need no build)"
+export CARGO_TERM_COLOR=never
+cargo build --release --bins --benches
+cargo test --release --test kills --no-run
 
 taffrail=$PWD/target/release/taffrail
 producer=tfdemo-p-$$ box=tfdemo-b-$$

@@ -14,12 +14,16 @@ CHUNK=${CHUNK:-50}
 SEED=${SEED:-$((RANDOM << 30 | RANDOM << 15 | RANDOM))}
 WRAP=${WRAP:-}
 PROFILE=${PROFILE:-release}
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
 die() { echo "$(basename "$0"): $*" >&2; exit 2; }
 ((EUID == 0)) || die "needs root, for namespaces and packet sockets"
 command -v jq >/dev/null || die "needs jq (apt-get install jq)"
+find_cargo || die "no cargo of version $RUST_VERSION or newer"
 
+# scripts/demo.sh has built it: cargo says where it lies, and builds what changed since.
 # shellcheck disable=SC2086 # WRAP is words
-TEST=$($WRAP cargo test --profile "$PROFILE" --test kills --no-run --message-format=json |
+TEST=$($WRAP cargo test --offline --profile "$PROFILE" --test kills --no-run --message-format=json |
     jq -r 'select(.executable != null and .target.name == "kills") | .executable' | tail -n 1)
 [[ -x $TEST ]] || die "cargo built no test 'kills'"
 
