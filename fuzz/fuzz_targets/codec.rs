@@ -29,11 +29,22 @@ fuzz_target!(|data: &[u8]| {
         let after = record_batch::validate(&out).expect("what decompresses is valid");
         assert_eq!(after.codec(), 0);
         assert_eq!(
-            (before.base_offset, before.last_offset_delta, before.records_count),
-            (after.base_offset, after.last_offset_delta, after.records_count)
+            (
+                before.base_offset,
+                before.last_offset_delta,
+                before.records_count
+            ),
+            (
+                after.base_offset,
+                after.last_offset_delta,
+                after.records_count
+            )
         );
         let records = Records::new(&out).expect("validated");
-        assert_eq!(records.map(|r| r.expect("validated")).count() as i32, after.records_count);
+        assert_eq!(
+            records.map(|r| r.expect("validated")).count() as i32,
+            after.records_count
+        );
     }
     let mut scratch = Vec::new();
     let _ = plain(&batch, &mut scratch);

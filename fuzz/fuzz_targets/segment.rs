@@ -8,9 +8,9 @@ use std::path::PathBuf;
 
 use libfuzzer_sys::fuzz_target;
 use taffrail::storage::inspect::{EntryInfo, Item, inspect};
+use taffrail::storage::wal::LogId;
 use taffrail::storage::wal::frame::{FRAME_ALIGN, FRAME_HEADER, frame_crc};
 use taffrail::storage::wal::segment::{SEGMENT_HEADER, SegmentHeader, segment_path};
-use taffrail::storage::wal::LogId;
 use taffrail::storage::{LogReader, PartitionKey};
 use taffrail::wire::record_batch;
 
@@ -47,6 +47,11 @@ fn mend(bytes: &mut [u8]) {
     }
 }
 
+/// A folder in memory; scripts/fuzz.sh names one that it removes.
+fn scratch() -> PathBuf {
+    std::env::var_os("TMPDIR").map_or("/dev/shm".into(), PathBuf::from)
+}
+
 fuzz_target!(|data: &[u8]| {
     let Some((&control, input)) = data.split_first() else {
         return;
@@ -61,7 +66,10 @@ fuzz_target!(|data: &[u8]| {
         prev_crc: 0,
     };
     header.encode(&mut bytes);
-    for (piece, block) in input.chunks(PIECE).zip(bytes[SEGMENT_HEADER..].chunks_mut(FRAME_ALIGN)) {
+    for (piece, block) in input
+        .chunks(PIECE)
+        .zip(bytes[SEGMENT_HEADER..].chunks_mut(FRAME_ALIGN))
+    {
         block[..piece.len()].copy_from_slice(piece);
     }
     if control & 1 != 0 {
@@ -73,7 +81,7 @@ fuzz_target!(|data: &[u8]| {
     }
     let dir = DIR.with(|dir| {
         dir.get_or_init(|| {
-            let dir = PathBuf::from(format!("/dev/shm/taffrail-fuzz-{}", std::process::id()));
+            let dir = scratch().join(format!("segment-{}", std::process::id()));
             std::fs::create_dir_all(&dir).unwrap();
             dir
         })
@@ -87,7 +95,10 @@ fuzz_target!(|data: &[u8]| {
         if let Item::Frame(frame) = item {
             assert!(frame.position as usize + frame.size <= bytes.len());
             for entry in &frame.entries {
-                if let EntryInfo::Batch { topic, partition, .. } = entry {
+                if let EntryInfo::Batch {
+                    topic, partition, ..
+                } = entry
+                {
                     keys.push(PartitionKey {
                         topic: *topic,
                         partition: *partition,
