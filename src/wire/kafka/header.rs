@@ -126,7 +126,19 @@ const fn range(api: ApiKey, min: i16, max: i16) -> ApiRange {
 }
 
 /// The APIs and versions spoken here, ascending by key. What a broker advertises is at most this.
-pub const SUPPORTED: &[ApiRange] = &[range(ApiKey::ApiVersions, 0, 4)];
+pub const SUPPORTED: &[ApiRange] = &[
+    ApiRange {
+        advertised_min: 0,
+        ..range(ApiKey::Produce, 3, 11)
+    },
+    range(ApiKey::Fetch, 4, 16),
+    range(ApiKey::ListOffsets, 1, 7),
+    range(ApiKey::Metadata, 0, 13),
+    range(ApiKey::ApiVersions, 0, 4),
+    range(ApiKey::InitProducerId, 0, 4),
+    range(ApiKey::OffsetForLeaderEpoch, 2, 4),
+    range(ApiKey::DescribeCluster, 0, 1),
+];
 
 /// Why a request's header cannot be served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -2,7 +2,7 @@
 //!
 //! Source: "The Kafka protocol guide" and Kafka's message definitions, whose names the fields keep
 //! (in snake case), so that either can be read beside the other. Every message is a structure made by
-//! [`message!`]: `decode(reader, version)` takes what a peer sent, `encode(writer, version)` writes it.
+//! `message!`: `decode(reader, version)` takes what a peer sent, `encode(writer, version)` writes it.
 //! Fields that a version lacks get their default when read and are left out when written. Tagged
 //! fields are skipped when read; none is written, for all of them are optional.
 //!
@@ -11,10 +11,15 @@
 
 pub mod api_versions;
 pub mod error;
+pub mod fetch;
 pub mod header;
+pub mod list_offsets;
+pub mod metadata;
 #[cfg(test)]
 mod oracle;
 pub mod primitives;
+pub mod produce;
+pub mod producer_id;
 
 pub use error::ErrorCode;
 pub use header::{ApiKey, RequestHeader};

@@ -518,7 +518,7 @@ impl FloorCharBoundary for str {
 }
 
 /// A type that a message's field can have. Messages themselves are structures of fields; those that
-/// [`message!`](super::message) makes implement it.
+/// `message!` makes implement it.
 pub trait Field<'a>: Sized {
     /// Reads one.
     fn read(reader: &mut Reader<'a>, version: i16) -> Result<Self, DecodeError>;
@@ -671,7 +671,7 @@ impl<'a, T: Field<'a>> Field<'a> for Option<Vec<T>> {
 
 /// Record batches in a message: their bytes, or, in an answer that is sent in pieces, a [`Gap`] for
 /// bytes that lie elsewhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Records<'a> {
     /// Null.
     Null,
@@ -679,6 +679,16 @@ pub enum Records<'a> {
     Bytes(&'a [u8]),
     /// A gap of this many bytes, filled by who sends the message.
     Gap(usize),
+}
+
+impl std::fmt::Debug for Records<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Records::Null => f.write_str("None"),
+            Records::Bytes(bytes) => write!(f, "Some(b\"{}\")", bytes.escape_ascii()),
+            Records::Gap(len) => write!(f, "Gap({len})"),
+        }
+    }
 }
 
 impl Default for Records<'_> {
