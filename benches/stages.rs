@@ -272,6 +272,7 @@ fn shard_stage(packets: &mut Packets, dir: &std::path::Path) -> Whole {
         max_producers: 64,
         max_pending_acks: 64,
         gaps: Arc::new(ArrayQueue::new(1)),
+        wakes: Vec::new(),
     };
     let mut recovered = Recovered::new(&config);
     let (wal, shared, _) =

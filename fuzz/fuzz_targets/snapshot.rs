@@ -19,6 +19,7 @@ fuzz_target!(|data: &[u8]| {
         max_producers: 8,
         max_pending_acks: 8,
         gaps: Arc::new(ArrayQueue::new(1)),
+        wakes: Vec::new(),
     };
     let mut recovered = Recovered::new(&config);
     let Some((&control, input)) = data.split_first() else {

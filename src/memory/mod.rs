@@ -1,3 +1,4 @@
 //! Memory that the data path works in: rings, hugepage regions, pools.
 
 pub mod spsc;
+pub mod wake;

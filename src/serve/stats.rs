@@ -35,7 +35,7 @@ pub(super) struct Sources {
 pub(super) struct ShardView {
     pub wal: Arc<WalShared>,
     pub stats: Arc<crate::shard::ShardStats>,
-    pub partitions: Arc<[PartitionStats]>,
+    pub partitions: Vec<Arc<PartitionStats>>,
 }
 
 /// A topic and where its partitions are.

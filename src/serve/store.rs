@@ -85,6 +85,7 @@ pub(super) fn open(config: &Config) -> Result<OpenStore, Error> {
             max_producers: DEFAULT_PRODUCERS,
             max_pending_acks: DEFAULT_PENDING_ACKS,
             gaps: Arc::clone(&queue),
+            wakes: Vec::new(),
         };
         let mut recovered = Recovered::new(&shard_config);
         let wal_config = WalConfig {

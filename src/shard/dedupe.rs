@@ -184,6 +184,11 @@ impl Producers {
         Verdict::OutOfOrder
     }
 
+    /// Whether anything is remembered of a producer.
+    pub fn knows(&self, partition: u32, producer_id: i64) -> bool {
+        self.find(partition, producer_id).is_some()
+    }
+
     /// Remembers a batch that is in the log now. The log is the truth: an epoch or sequence that
     /// does not follow what is known (on recovery, where older batches may be gone) starts the
     /// window anew.

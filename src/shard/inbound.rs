@@ -1,10 +1,11 @@
 //! What an rx lcore hands to a shard, and the way back to the sender.
 //!
-//! Invariant: an [`Inbound`] borrows memory of its owner (an mbuf); between its construction and
+//! Invariant: an [`Inbound`] borrows memory of its owner (an mbuf, or the [`BatchBuffer`] of a kernel thread,
+//! which is released by its answer); between its construction and
 //! the call of [`Release::release`] with that owner nobody but the shard touches that memory, and
 //! the shard releases each owner exactly once.
 
-use std::ptr;
+use std::ptr::{self, NonNull};
 
 use crate::wire::datagram::{AckEntry, PRODUCE_HEADER_LEN};
 
@@ -21,6 +22,16 @@ pub enum Kind {
     Lines,
     /// One record batch of the datagram protocol, with its header and a [`ReplyTo`] before it.
     Produce,
+    /// One record batch that the broker has checked, in a [`BatchBuffer`].
+    Batch,
+}
+
+impl Kind {
+    /// Whether it is a record batch, whose producer is answered.
+    #[inline(always)]
+    pub fn is_batch(self) -> bool {
+        matches!(self, Kind::Produce | Kind::Batch)
+    }
 }
 
 /// A message on its way from an rx lcore to the shard; 32 bytes, so that two share a cache line.
@@ -106,7 +117,10 @@ impl Inbound {
     #[inline(always)]
     #[allow(clippy::len_without_is_empty)] // a length in bytes, not a container
     pub fn len(&self) -> usize {
-        self.len as usize
+        match self.kind {
+            Kind::Batch => self.batch_head().len as usize,
+            _ => self.len as usize,
+        }
     }
 
     /// The payload's address, for prefetching.
@@ -120,7 +134,7 @@ impl Inbound {
     pub fn payload(&self) -> &[u8] {
         // SAFETY: readable for len bytes until released (contract of new); the shard releases
         // owners only after the last use of their messages.
-        unsafe { std::slice::from_raw_parts(self.data, self.len as usize) }
+        unsafe { std::slice::from_raw_parts(self.data, self.len()) }
     }
 
     /// The datagram header before a `Produce` batch.
@@ -133,6 +147,18 @@ impl Inbound {
         // SAFETY: for Produce the header lies directly before data (contract of new); an array of
         // bytes has no alignment.
         unsafe { &*self.data.sub(PRODUCE_HEADER_LEN).cast() }
+    }
+
+    /// What lies before a `Batch`.
+    ///
+    /// # Panics
+    /// When the kind is not `Batch`.
+    #[inline]
+    pub fn batch_head(&self) -> BatchHead {
+        assert_eq!(self.kind, Kind::Batch);
+        // SAFETY: a Batch is made by BatchBuffer::inbound alone, which wrote a head there; the read is
+        // unaligned.
+        unsafe { ptr::read_unaligned(self.data.sub(BATCH_HEAD_LEN).cast::<BatchHead>()) }
     }
 
     /// The way back to the sender of a `Produce` datagram.
@@ -150,6 +176,94 @@ impl Inbound {
                     .cast::<ReplyTo>(),
             )
         }
+    }
+}
+
+/// What lies before a [`Kind::Batch`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct BatchHead {
+    /// Comes back in the answer, as [`AckEntry::request_id`].
+    pub tag: u64,
+    /// Bytes of the batch.
+    pub len: u32,
+    /// Index of the ack ring.
+    pub ring: u32,
+}
+
+const BATCH_HEAD_LEN: usize = size_of::<BatchHead>();
+
+/// Memory of a kernel thread that holds one record batch for a shard. It stays the thread's: it is given
+/// back by the batch's answer, which is sent at every acknowledgement level and after the shard's last
+/// use of it.
+#[derive(Debug)]
+pub struct BatchBuffer(NonNull<[u8]>);
+
+// SAFETY: it owns plain bytes.
+unsafe impl Send for BatchBuffer {}
+
+impl BatchBuffer {
+    /// Copies a batch.
+    ///
+    /// # Panics
+    /// When it has 4 GiB or more.
+    pub fn new(batch: &[u8]) -> Self {
+        assert!(u32::try_from(batch.len()).is_ok(), "a batch of 4 GiB");
+        let mut bytes = Vec::with_capacity(BATCH_HEAD_LEN + batch.len());
+        bytes.resize(BATCH_HEAD_LEN, 0);
+        bytes.extend_from_slice(batch);
+        // A Box would claim to be the only way to its bytes each time it is moved.
+        Self(NonNull::from(Box::leak(bytes.into_boxed_slice())))
+    }
+
+    /// The batch.
+    pub fn batch(&self) -> &[u8] {
+        // SAFETY: the bytes are this buffer's until it is dropped; a shard that has them only reads.
+        let bytes = unsafe { self.0.as_ref() };
+        &bytes[BATCH_HEAD_LEN..]
+    }
+
+    /// The batch, for changes before it is handed over.
+    pub fn batch_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the bytes are this buffer's alone (contract of `inbound`).
+        let bytes = unsafe { self.0.as_mut() };
+        &mut bytes[BATCH_HEAD_LEN..]
+    }
+
+    /// Hands the batch over: to shard-local `partition`, its answer to ack ring `ring`. `acks`: −1 for an
+    /// answer when it is durable, else when it is staged.
+    ///
+    /// # Safety
+    /// The buffer is neither changed nor dropped before the answer with this tag has been taken from the ring,
+    /// or the shard has closed.
+    pub unsafe fn inbound(
+        &mut self,
+        tag: u64,
+        ring: u32,
+        partition: u32,
+        time_ns: i64,
+        acks: i8,
+    ) -> Inbound {
+        let head = BatchHead {
+            tag,
+            len: (self.0.len() - BATCH_HEAD_LEN) as u32,
+            ring,
+        };
+        let start = self.0.as_ptr().cast::<u8>();
+        // SAFETY: the buffer begins with BATCH_HEAD_LEN bytes of its own; the write is unaligned. The data
+        // behind it stay as they are until the answer (contract).
+        unsafe {
+            ptr::write_unaligned(start.cast::<BatchHead>(), head);
+            let data = start.add(BATCH_HEAD_LEN);
+            Inbound::new(0, data, 0, time_ns, partition, Kind::Batch, acks)
+        }
+    }
+}
+
+impl Drop for BatchBuffer {
+    fn drop(&mut self) {
+        // SAFETY: made by leaking a Box, and nobody else drops it.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
     }
 }
 
@@ -185,6 +299,22 @@ const _: () = assert!(size_of::<ReplyTo>() == 64);
 impl ReplyTo {
     /// The value of `vlan` for an untagged frame.
     pub const NO_VLAN: u16 = 0xffff;
+
+    /// The way to a kernel thread: its ring is all that counts.
+    pub fn ring(ring: u8) -> Self {
+        Self {
+            rx: ring,
+            ip_version: 0,
+            port: 0,
+            mac: [0; 6],
+            vlan: Self::NO_VLAN,
+            peer_ip: [0; 16],
+            local_ip: [0; 16],
+            peer_port: 0,
+            local_port: 0,
+            reserved: [0; 16],
+        }
+    }
 
     /// Writes `self` where the shard looks for it: before the header before `batch`.
     ///

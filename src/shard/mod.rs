@@ -4,10 +4,12 @@
 //! [`Release`], answers leave over rings as [`Ack`].
 
 mod ack;
+mod control;
 mod credit;
 pub mod dedupe;
 mod gap;
 mod inbound;
+pub mod link;
 mod partition;
 mod produce;
 mod raw;
@@ -16,9 +18,12 @@ mod shard;
 mod snapshot;
 
 pub use crate::wire::datagram::PRODUCE_HEADER_LEN;
+pub use control::{ControlError, ShardControl};
 pub use credit::{CRITICAL_CREDIT, FULL_CREDIT, PRESSED_CREDIT};
 pub use gap::GAP_RECORD_TYPE;
-pub use inbound::{Ack, GapReport, Inbound, Kind, Now, REPLY_TO_LEN, Release, ReplyTo};
+pub use inbound::{
+    Ack, BatchBuffer, BatchHead, GapReport, Inbound, Kind, Now, REPLY_TO_LEN, Release, ReplyTo,
+};
 pub use partition::{PartitionStats, Reasons};
 #[cfg(feature = "dpdk")]
 pub(crate) use raw::messages;

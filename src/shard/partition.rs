@@ -63,9 +63,30 @@ pub struct PartitionStats {
     pub gaps: Counter,
     log_end: AtomicI64,
     high_watermark: AtomicI64,
+    start: AtomicI64,
 }
 
 impl PartitionStats {
+    /// Of a partition whose log ends at `end`, all of it durable.
+    pub(crate) fn new(end: i64) -> Self {
+        Self {
+            log_end: AtomicI64::new(end),
+            high_watermark: AtomicI64::new(end),
+            ..Self::default()
+        }
+    }
+
+    /// Offset of the first record that readers are shown.
+    pub fn start_offset(&self) -> i64 {
+        self.start.load(Ordering::Acquire)
+    }
+
+    /// Moves the start up to `offset`, never down. For whoever keeps it across restarts, on any thread;
+    /// the shard does not touch it.
+    pub fn raise_start(&self, offset: i64) {
+        self.start.fetch_max(offset, Ordering::AcqRel);
+    }
+
     /// Offset of the next record.
     pub fn log_end(&self) -> i64 {
         self.log_end.load(Ordering::Acquire)
@@ -78,13 +99,29 @@ impl PartitionStats {
 }
 
 /// A partition as the shard sees it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Partition {
     pub key: PartitionKey,
     pub next_offset: i64,
+    /// Its topic was deleted: it takes no more messages.
+    pub retired: bool,
+    stats: Arc<PartitionStats>,
     /// Frame of the newest mark, and its number in the queue of marks.
     mark_seq: u64,
     mark_number: u64,
+}
+
+impl Partition {
+    fn new(key: PartitionKey, next_offset: i64, stats: Arc<PartitionStats>) -> Self {
+        Self {
+            key,
+            next_offset,
+            retired: false,
+            stats,
+            mark_seq: 0,
+            mark_number: 0,
+        }
+    }
 }
 
 /// After frame `seq` the partition's log ended at `end`.
@@ -95,54 +132,66 @@ struct Mark {
     partition: u32,
 }
 
-/// The partitions of a shard by their shard-local index.
-pub(crate) struct Partitions {
-    list: Box<[Partition]>,
-    stats: Arc<[PartitionStats]>,
-    /// Waiting for their frame, oldest first: a ring of a power of two.
-    marks: Box<[Mark]>,
-    first: u64,
-    next: u64,
+/// What bounds the queue of marks: how many frames can be unsettled, and how many batches one can hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub frames: usize,
+    pub frame_batches: usize,
 }
 
-impl Partitions {
-    /// `next_offsets` go with `keys`; everything below them is durable. `frames`: how many frames
-    /// can be unsettled; `frame_batches`: how many batches a frame can hold.
-    pub fn new(
-        keys: &[PartitionKey],
-        next_offsets: &[i64],
-        frames: usize,
-        frame_batches: usize,
-    ) -> Self {
-        let list: Box<[_]> = keys
-            .iter()
-            .zip(next_offsets)
-            .map(|(&key, &next_offset)| Partition {
-                key,
-                next_offset,
-                mark_seq: 0,
-                mark_number: 0,
-            })
-            .collect();
-        let stats: Arc<[PartitionStats]> = next_offsets
-            .iter()
-            .map(|&offset| PartitionStats {
-                log_end: AtomicI64::new(offset),
-                high_watermark: AtomicI64::new(offset),
-                ..PartitionStats::default()
-            })
-            .collect();
+/// The memory of a number of partitions: allocated by whoever adds some, so that the shard's loop need not.
+pub(crate) struct Tables {
+    list: Vec<Partition>,
+    /// Waiting for their frame, oldest first: a ring of a power of two.
+    marks: Box<[Mark]>,
+    /// By partition and one more: the shard's, to group messages; zero.
+    pub places: Box<[u16]>,
+}
+
+impl Tables {
+    /// For at most `capacity` partitions.
+    pub fn new(capacity: usize, limits: Limits) -> Self {
         // One mark a partition a frame; one frame more for the open one.
-        let marks = (frames + 1) * list.len().min(frame_batches).max(1);
+        let marks = (limits.frames + 1) * capacity.min(limits.frame_batches).max(1);
         let mark = Mark {
             seq: 0,
             end: 0,
             partition: 0,
         };
         Self {
-            list,
-            stats,
+            list: Vec::with_capacity(capacity),
             marks: vec![mark; marks.next_power_of_two()].into(),
+            places: vec![0; capacity + 1].into(),
+        }
+    }
+
+    /// Partitions that there is room for.
+    pub fn capacity(&self) -> usize {
+        self.places.len() - 1
+    }
+}
+
+/// A partition to be added.
+pub(crate) type NewPartition = (PartitionKey, Arc<PartitionStats>);
+
+/// The partitions of a shard by their shard-local index.
+pub(crate) struct Partitions {
+    pub tables: Tables,
+    first: u64,
+    next: u64,
+}
+
+impl Partitions {
+    /// `next_offsets` go with `keys`; everything below them is durable.
+    pub fn new(keys: &[PartitionKey], next_offsets: &[i64], limits: Limits) -> Self {
+        let mut tables = Tables::new(keys.len(), limits);
+        tables
+            .list
+            .extend(keys.iter().zip(next_offsets).map(|(&key, &offset)| {
+                Partition::new(key, offset, Arc::new(PartitionStats::new(offset)))
+            }));
+        Self {
+            tables,
             first: 0,
             next: 0,
         }
@@ -150,41 +199,73 @@ impl Partitions {
 
     #[inline]
     pub fn len(&self) -> usize {
-        self.list.len()
+        self.tables.list.len()
+    }
+
+    /// Moves into larger tables and leaves the old ones in their place, to be dropped elsewhere. Cost: a copy.
+    pub fn grow(&mut self, tables: &mut Tables) {
+        debug_assert!(tables.list.is_empty() && tables.capacity() >= self.len());
+        tables.list.append(&mut self.tables.list);
+        let (old, new) = (
+            self.tables.marks.len() as u64 - 1,
+            tables.marks.len() as u64 - 1,
+        );
+        for number in self.first..self.next {
+            tables.marks[(number & new) as usize] = self.tables.marks[(number & old) as usize];
+        }
+        std::mem::swap(&mut self.tables, tables);
+    }
+
+    /// Adds a partition as the next index; there must be room.
+    pub fn add(&mut self, (key, stats): NewPartition) {
+        debug_assert!(self.len() < self.tables.capacity());
+        self.tables
+            .list
+            .push(Partition::new(key, stats.log_end(), stats));
+    }
+
+    /// Takes no more messages for a partition; its index stays taken, so that what is still on its way
+    /// to it never reaches another. Its counters are exchanged for `stats`, to be dropped elsewhere.
+    pub fn retire(&mut self, index: usize, stats: &mut Arc<PartitionStats>) {
+        if let Some(partition) = self.tables.list.get_mut(index) {
+            partition.retired = true;
+            std::mem::swap(&mut partition.stats, stats);
+        }
     }
 
     #[inline]
     pub fn get(&self, index: usize) -> &Partition {
-        &self.list[index]
+        &self.tables.list[index]
     }
 
     pub fn all(&self) -> &[Partition] {
-        &self.list
+        &self.tables.list
     }
 
     #[inline]
     pub fn stats(&self, index: usize) -> &PartitionStats {
-        &self.stats[index]
+        &self.tables.list[index].stats
     }
 
-    pub fn shared_stats(&self) -> Arc<[PartitionStats]> {
-        self.stats.clone()
+    pub fn shared_stats(&self) -> Vec<Arc<PartitionStats>> {
+        self.all().iter().map(|p| Arc::clone(&p.stats)).collect()
     }
 
     /// Takes a published batch of `records` records and `bytes` bytes into the books; it lies in
     /// frame `seq`.
     pub fn appended(&mut self, index: usize, records: u32, bytes: usize, seq: u64) {
-        let mask = self.marks.len() as u64 - 1;
-        let partition = &mut self.list[index];
+        let Tables { list, marks, .. } = &mut self.tables;
+        let mask = marks.len() as u64 - 1;
+        let partition = &mut list[index];
         partition.next_offset += i64::from(records);
-        let stats = &self.stats[index];
+        let stats = &partition.stats;
         stats
             .log_end
             .store(partition.next_offset, Ordering::Release);
         stats.batches.add(1);
         stats.bytes.add(bytes as u64);
         if partition.mark_seq == seq && partition.mark_number >= self.first {
-            self.marks[(partition.mark_number & mask) as usize].end = partition.next_offset;
+            marks[(partition.mark_number & mask) as usize].end = partition.next_offset;
             return;
         }
         if self.next - self.first > mask {
@@ -195,7 +276,7 @@ impl Partitions {
         }
         partition.mark_seq = seq;
         partition.mark_number = self.next;
-        self.marks[(self.next & mask) as usize] = Mark {
+        marks[(self.next & mask) as usize] = Mark {
             seq,
             end: partition.next_offset,
             partition: index as u32,
@@ -203,26 +284,62 @@ impl Partitions {
         self.next += 1;
     }
 
-    /// Every frame up to `seq` is durable: raises the high watermarks.
+    /// Every frame up to `seq` is durable: raises the high watermarks. Gives whether there was one to raise.
     #[inline]
-    pub fn durable(&mut self, seq: u64) {
-        let mask = self.marks.len() as u64 - 1;
+    pub fn durable(&mut self, seq: u64) -> bool {
+        let Tables { list, marks, .. } = &self.tables;
+        let mask = marks.len() as u64 - 1;
+        let before = self.first;
         while self.first < self.next {
-            let mark = self.marks[(self.first & mask) as usize];
+            let mark = marks[(self.first & mask) as usize];
             if mark.seq > seq {
                 break;
             }
-            self.stats[mark.partition as usize]
+            list[mark.partition as usize]
+                .stats
                 .high_watermark
                 .store(mark.end, Ordering::Release);
             self.first += 1;
         }
+        self.first > before
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn limits(frames: usize, frame_batches: usize) -> Limits {
+        Limits {
+            frames,
+            frame_batches,
+        }
+    }
+
+    #[test]
+    fn marks_and_counters_survive_growth_and_retirement() {
+        let limits = limits(4, 10);
+        let mut partitions = Partitions::new(&keys(2), &[0, 0], limits);
+        for seq in 1..4 {
+            partitions.appended(0, 1, 80, seq);
+            partitions.appended(1, 1, 80, seq);
+        }
+        assert!(partitions.durable(1));
+        let mut tables = Tables::new(5, limits);
+        partitions.grow(&mut tables);
+        for key in keys(5).into_iter().skip(2) {
+            partitions.add((key, Arc::new(PartitionStats::new(0))));
+        }
+        partitions.appended(4, 7, 80, 3);
+        let stats = partitions.shared_stats();
+        let mut retired = Arc::new(PartitionStats::default());
+        partitions.retire(1, &mut retired);
+        assert!(Arc::ptr_eq(&retired, &stats[1]));
+        assert!(partitions.durable(3));
+        let marks: Vec<i64> = stats.iter().map(|p| p.high_watermark()).collect();
+        assert_eq!(marks, [3, 1, 0, 0, 7]);
+        assert!(!partitions.durable(9));
+    }
 
     fn keys(n: u32) -> Vec<PartitionKey> {
         (0..n)
@@ -235,10 +352,10 @@ mod tests {
 
     #[test]
     fn high_watermarks_follow_durable_frames_exactly() {
-        let mut partitions = Partitions::new(&keys(3), &[0, 100, 7], 4, 10);
+        let mut partitions = Partitions::new(&keys(3), &[0, 100, 7], limits(4, 10));
         let stats = partitions.shared_stats();
-        let marks = |stats: &[PartitionStats]| -> Vec<i64> {
-            stats.iter().map(PartitionStats::high_watermark).collect()
+        let marks = |stats: &[Arc<PartitionStats>]| -> Vec<i64> {
+            stats.iter().map(|p| p.high_watermark()).collect()
         };
         assert_eq!(marks(&stats), [0, 100, 7]);
         partitions.appended(0, 5, 80, 1);
@@ -264,7 +381,7 @@ mod tests {
 
     #[test]
     fn the_queue_of_marks_holds_every_partition_of_every_frame() {
-        let mut partitions = Partitions::new(&keys(5), &[0; 5], 3, 4);
+        let mut partitions = Partitions::new(&keys(5), &[0; 5], limits(3, 4));
         for round in 0..50u64 {
             for frame in 0..4 {
                 for index in 0..4 {

@@ -1,11 +1,11 @@
-//! Record batches of the datagram protocol: what is taken, what is refused, and how one is stored.
+//! Record batches of the datagram protocol and of the broker: what is taken, what is refused, and how one is stored.
 //!
 //! Invariant: a batch that is stored was checked as a whole (length, CRC-32C, every record) and
 //! differs from what its producer sent in offset and leader epoch alone; its sequence is remembered
 //! exactly when it is in the log.
 
 use crate::shard::dedupe::{Entry, Producers, Verdict};
-use crate::shard::inbound::Inbound;
+use crate::shard::inbound::{Inbound, Kind};
 use crate::shard::partition::Partitions;
 use crate::storage::{Refusal, WalWriter};
 use crate::wire::{
@@ -53,18 +53,31 @@ pub(crate) fn append(
     wal: &mut WalWriter,
 ) -> Outcome {
     let batch = item.payload();
-    let header = match check(batch) {
+    // The broker has checked its batches by itself.
+    let checked = match item.kind() {
+        Kind::Batch => record_batch::parse_header(batch).map_err(|_| ErrorCode::InvalidBatch),
+        _ => check(batch),
+    };
+    let header = match checked {
         Ok(header) => header,
         Err(reason) => return Outcome::Refused(reason),
     };
     let records = header.records_count as u32;
-    let verdict = producers.check(
-        index as u32,
-        header.producer_id,
-        header.producer_epoch,
-        header.base_sequence,
-        records,
-    );
+    let idempotent = header.producer_id >= 0;
+    // As on Kafka, where a producer that was forgotten goes on at its sequence.
+    let forgotten =
+        item.kind() == Kind::Batch && !producers.knows(index as u32, header.producer_id);
+    let verdict = if !idempotent || forgotten {
+        Verdict::Append
+    } else {
+        producers.check(
+            index as u32,
+            header.producer_id,
+            header.producer_epoch,
+            header.base_sequence,
+            records,
+        )
+    };
     match verdict {
         Verdict::Append => {}
         Verdict::Duplicate { base_offset } => return Outcome::Duplicate { base_offset },
@@ -84,16 +97,18 @@ pub(crate) fn append(
     record_batch::set_base_offset(buf, base_offset);
     record_batch::set_leader_epoch(buf, LEADER_EPOCH);
     let seq = wal.publish(key, batch.len()).0;
-    producers.record(
-        index as u32,
-        header.producer_id,
-        header.producer_epoch,
-        Entry {
-            base_sequence: header.base_sequence,
-            records,
-            base_offset,
-        },
-    );
+    if idempotent {
+        producers.record(
+            index as u32,
+            header.producer_id,
+            header.producer_epoch,
+            Entry {
+                base_sequence: header.base_sequence,
+                records,
+                base_offset,
+            },
+        );
+    }
     partitions.appended(index, records, batch.len(), seq);
     Outcome::Stored { base_offset, seq }
 }

@@ -5,7 +5,7 @@
 //! [`measure`] promises room for, [`build`] fits into.
 
 use crate::shard::inbound::{Inbound, Kind};
-use crate::wire::record_batch::{BatchWriter, HEADER_LEN, RAW_RECORD_OVERHEAD_MAX};
+use crate::wire::record_batch::{self, BatchWriter, HEADER_LEN, RAW_RECORD_OVERHEAD_MAX};
 
 /// Batches of raw messages end at about this size: a few thousand small messages, so the header
 /// costs nothing, yet small beside a consumer's fetch size and inside a core's L2 cache for the
@@ -65,7 +65,10 @@ pub(crate) fn messages(item: &Inbound) -> u64 {
     match item.kind() {
         Kind::Raw => 1,
         Kind::Lines => lines(item.payload()).count() as u64,
-        Kind::Produce => u64::from(crate::wire::record_batch::claimed_records(item.payload())),
+        Kind::Produce => u64::from(record_batch::claimed_records(item.payload())),
+        // Checked by the broker; a compressed batch holds more records than its bytes tell.
+        Kind::Batch => record_batch::parse_header(item.payload())
+            .map_or(1, |header| header.records_count.max(1) as u64),
     }
 }
 
@@ -118,7 +121,7 @@ pub(crate) fn build(run: &[Inbound], buf: &mut [u8], base_offset: i64) -> usize 
                     batch.push(timestamp, None, Some(line)).expect("measured");
                 }
             }
-            Kind::Produce => unreachable!("a run of raw messages"),
+            Kind::Produce | Kind::Batch => unreachable!("a run of raw messages"),
         }
     }
     batch.finish(base_offset)

@@ -14,12 +14,14 @@ use std::sync::{
 use crossbeam_queue::ArrayQueue;
 
 use crate::memory::spsc;
+use crate::memory::wake::Wake;
 use crate::shard::{
     ack::{Outlets, Pending},
+    control::{Changes, ShardControl},
     credit::Credit,
     gap::{self, GAP_BATCH_MAX},
-    inbound::{Ack, GapReport, Inbound, Kind, Now, Release},
-    partition::{PartitionStats, Partitions},
+    inbound::{Ack, GapReport, Inbound, Kind, Now, Release, ReplyTo},
+    partition::{Limits, PartitionStats, Partitions},
     produce::{self, Outcome},
     raw::{self, TARGET_BATCH_BYTES},
     snapshot::{PART_MAX, Recovered, State},
@@ -65,6 +67,8 @@ pub struct ShardConfig {
     pub max_pending_acks: usize,
     /// Where losses upstream are reported.
     pub gaps: Arc<ArrayQueue<GapReport>>,
+    /// Kernel threads to be woken when answers or high watermarks may interest them.
+    pub wakes: Vec<Arc<Wake>>,
 }
 
 /// What is counted and shown of a shard; written by the shard alone.
@@ -92,6 +96,8 @@ pub struct ShardStats {
     pub pending_acks: AtomicU64,
     /// Credit that acknowledgements carry now.
     pub credit: AtomicU64,
+    /// Grows whenever a high watermark was raised.
+    pub raised: AtomicU64,
 }
 
 /// Why a clean stop was not clean.
@@ -132,8 +138,6 @@ struct Core<R> {
     items: Vec<Inbound>,
     /// The same by partition, each partition's in order.
     sorted: Vec<Inbound>,
-    /// By partition (the last one: strays): number of messages, then the end of its place.
-    places: Box<[u16]>,
     touched: Vec<u32>,
     owners: Vec<usize>,
     /// Answers that need not wait, of this round.
@@ -144,6 +148,10 @@ struct Core<R> {
     credit: Credit,
     staging_slots: usize,
     gaps: Arc<ArrayQueue<GapReport>>,
+    changes: Arc<Changes>,
+    wakes: Vec<Arc<Wake>>,
+    /// Something was answered or made durable since the sleepers were woken last.
+    news: bool,
     held_gap: Option<GapReport>,
     /// Next part of a snapshot under way, and its number of parts.
     snapshot: Option<(u32, u32)>,
@@ -174,15 +182,9 @@ impl<R: Release> Shard<R> {
             config.partitions.len()
         );
         let staging_slots = wal.slots();
-        let partitions = Partitions::new(
-            &recovered.keys,
-            &recovered.next_offsets,
-            staging_slots,
-            wal.max_entry() / record_batch::HEADER_LEN + 1,
-        );
+        let partitions = Partitions::new(&recovered.keys, &recovered.next_offsets, limits(&wal));
         let last_seq = wal.durable().0;
         let core = Core {
-            places: vec![0; config.partitions.len() + 1].into(),
             partitions,
             orphans: recovered.orphans,
             producers: recovered.producers,
@@ -200,6 +202,9 @@ impl<R: Release> Shard<R> {
             credit: Credit::default(),
             staging_slots,
             gaps: config.gaps,
+            changes: Changes::new(),
+            wakes: config.wakes,
+            news: false,
             held_gap: None,
             snapshot: None,
             stats: Arc::new(ShardStats::default()),
@@ -217,8 +222,21 @@ impl<R: Release> Shard<R> {
     }
 
     /// Counters and offsets of its partitions, by shard-local index, for any thread.
-    pub fn partition_stats(&self) -> Arc<[PartitionStats]> {
+    pub fn partition_stats(&self) -> Vec<Arc<PartitionStats>> {
         self.core.partitions.shared_stats()
+    }
+
+    /// Adds and retires its partitions. To be called once, before the shard runs.
+    ///
+    /// # Panics
+    /// When the shard has been closed.
+    pub fn control(&self) -> ShardControl {
+        let wal = self.wal.as_ref().expect("the shard is open");
+        ShardControl::new(
+            Arc::clone(&self.core.changes),
+            limits(wal),
+            self.core.partitions.len(),
+        )
     }
 
     /// Whether nothing is held back and no answer waits for the disk.
@@ -282,7 +300,16 @@ impl<R: Release> Shard<R> {
         }
         closed?;
         core.partitions.durable(u64::MAX);
+        Wake::wake_all(&core.wakes);
         Ok(())
+    }
+}
+
+/// What bounds the frames whose batches are not durable yet.
+fn limits(wal: &WalWriter) -> Limits {
+    Limits {
+        frames: wal.slots(),
+        frame_batches: wal.max_entry() / record_batch::HEADER_LEN + 1,
     }
 }
 
@@ -304,16 +331,48 @@ impl<R: Release> Core<R> {
             if self.items.is_empty() && queued > 0 {
                 self.pop();
             }
+            // After the messages were taken, so that none comes before its partition.
+            if !self.changes.asked.is_empty() {
+                work += self.change();
+            }
             if !self.items.is_empty() {
                 work += self.round(wal);
             }
         }
         work += wal.poll(now.mono_ns, queued >= LOADED_MESSAGES);
         work += self.settle(wal);
+        if std::mem::take(&mut self.news) {
+            Wake::wake_all(&self.wakes);
+        }
         if work > 0 || queued > 0 {
             self.publish_gauges(queued);
         }
         work
+    }
+
+    /// Adds and retires partitions; gives how many changes there were.
+    #[cold]
+    fn change(&mut self) -> usize {
+        let mut count = 0;
+        while let Some(mut change) = self.changes.asked.pop() {
+            if let Some(tables) = &mut change.tables {
+                self.partitions.grow(tables);
+            }
+            for partition in change.add.by_ref() {
+                self.partitions.add(partition);
+            }
+            for (index, stats) in &mut change.retire {
+                self.partitions.retire(*index as usize, stats);
+            }
+            let back = self.changes.done.push(change);
+            debug_assert!(back.is_ok(), "as many may come back as were asked");
+            count += 1;
+        }
+        // A snapshot that was held up by a full disk counts the partitions that there were.
+        if self.snapshot.is_some() {
+            self.snapshot = Some((0, self.state().parts()));
+        }
+        count
     }
 
     /// Reads the load: sets the credit and gives the messages that wait.
@@ -356,7 +415,7 @@ impl<R: Release> Core<R> {
                 .take_while(|item| (item.partition() as usize).min(strays) == index)
                 .count();
             let run = &sorted[at..at + len];
-            let (through, flow) = if index == strays {
+            let (through, flow) = if index == strays || self.partitions.get(index).retired {
                 self.stray(run);
                 (len, Flow::Done)
             } else {
@@ -372,8 +431,12 @@ impl<R: Release> Core<R> {
         self.items.clear();
         self.items.extend_from_slice(&sorted[through..]);
         self.owners.clear();
-        self.owners
-            .extend(sorted[..through].iter().map(Inbound::owner));
+        self.owners.extend(
+            sorted[..through]
+                .iter()
+                .filter(|item| item.kind() != Kind::Batch)
+                .map(Inbound::owner),
+        );
         self.sorted = sorted;
         // Answers were built from the buffers; from here on nothing looks into them.
         if !self.owners.is_empty() {
@@ -388,6 +451,7 @@ impl<R: Release> Core<R> {
             self.outlets
                 .send(&self.answers, &stats.acks_sent, &stats.acks_lost);
             self.answers.clear();
+            self.news = true;
         }
         through
     }
@@ -400,30 +464,31 @@ impl<R: Release> Core<R> {
         self.touched.clear();
         for item in &self.items {
             let index = place(item);
-            if self.places[index] == 0 {
+            if self.partitions.tables.places[index] == 0 {
                 self.touched.push(index as u32);
             }
-            self.places[index] += 1;
+            self.partitions.tables.places[index] += 1;
         }
         if let [only] = self.touched[..] {
-            self.places[only as usize] = 0;
+            self.partitions.tables.places[only as usize] = 0;
             std::mem::swap(&mut self.items, &mut self.sorted);
             return;
         }
         let mut start = 0;
         for &index in &self.touched {
-            let count = std::mem::replace(&mut self.places[index as usize], start);
+            let count =
+                std::mem::replace(&mut self.partitions.tables.places[index as usize], start);
             start += count;
         }
         // Any value will do: each element is overwritten below.
         self.sorted.extend_from_slice(&self.items);
         for item in &self.items {
-            let at = &mut self.places[place(item)];
+            let at = &mut self.partitions.tables.places[place(item)];
             self.sorted[usize::from(*at)] = *item;
             *at += 1;
         }
         for &index in &self.touched {
-            self.places[index as usize] = 0;
+            self.partitions.tables.places[index as usize] = 0;
         }
     }
 
@@ -434,7 +499,7 @@ impl<R: Release> Core<R> {
             if wal.needs_snapshot() && self.write_snapshot(wal) == Flow::Held {
                 return (at, Flow::Held);
             }
-            let through = if run[at].kind() == Kind::Produce {
+            let through = if run[at].kind().is_batch() {
                 if let Some(next) = run.get(at + 1) {
                     raw::prefetch(next.data());
                 }
@@ -442,7 +507,7 @@ impl<R: Release> Core<R> {
             } else {
                 let raw = run[at..]
                     .iter()
-                    .take_while(|item| item.kind() != Kind::Produce)
+                    .take_while(|item| !item.kind().is_batch())
                     .count();
                 self.raw(wal, index, &run[at..at + raw])
             };
@@ -496,11 +561,15 @@ impl<R: Release> Core<R> {
         let outcome = if !(-1..=1).contains(&acks) {
             Outcome::Refused(ErrorCode::InvalidAcks)
         } else if acks == -1 && self.pending.is_full() {
-            Outcome::Refused(ErrorCode::Busy)
+            match item.kind() {
+                // Its connection waits; nothing is to be retransmitted.
+                Kind::Batch => Outcome::Hold,
+                _ => Outcome::Refused(ErrorCode::Busy),
+            }
         } else {
             produce::append(item, index, &mut self.producers, &mut self.partitions, wal)
         };
-        let messages = u64::from(record_batch::claimed_records(item.payload()));
+        let messages = raw::messages(item);
         let stats = self.partitions.stats(index);
         let (error, base_offset) = match outcome {
             Outcome::Stored { base_offset, seq } => {
@@ -519,7 +588,8 @@ impl<R: Release> Core<R> {
             Outcome::Hold => return Flow::Held,
         };
         let stored = !matches!(outcome, Outcome::Refused(_));
-        if acks == 0 && stored {
+        // The answer to a Batch also gives its memory back.
+        if acks == 0 && stored && item.kind() == Kind::Produce {
             return Flow::Done;
         }
         let ack = answer(item, error, base_offset);
@@ -537,7 +607,7 @@ impl<R: Release> Core<R> {
         for item in run {
             let stats = &self.stats.stray;
             let messages = raw::messages(item);
-            if item.kind() == Kind::Produce {
+            if item.kind().is_batch() {
                 stats.refused.add(ErrorCode::UnknownPartition, messages);
                 self.answers
                     .push(answer(item, ErrorCode::UnknownPartition, -1));
@@ -631,7 +701,11 @@ impl<R: Release> Core<R> {
     /// Raises high watermarks and answers those who waited for the disk.
     fn settle(&mut self, wal: &WalWriter) -> usize {
         let durable = wal.durable().0;
-        self.partitions.durable(durable);
+        if self.partitions.durable(durable) {
+            let raised = self.stats.raised.load(Ordering::Relaxed);
+            self.stats.raised.store(raised + 1, Ordering::Release);
+            self.news = true;
+        }
         if self.pending.len() == 0 {
             return 0;
         }
@@ -643,6 +717,7 @@ impl<R: Release> Core<R> {
             let failed = Some(ErrorCode::StorageFailed);
             settled += self.pending.settle(u64::MAX, credit, failed, &mut send);
         }
+        self.news |= settled > 0;
         settled
     }
 
@@ -657,7 +732,7 @@ impl<R: Release> Core<R> {
                 } else {
                     &self.stats.stray
                 };
-                if item.kind() == Kind::Produce {
+                if item.kind().is_batch() {
                     stats.refused.add(reason, raw::messages(&item));
                     self.outlets.send(
                         &[answer(&item, reason, -1)],
@@ -667,7 +742,9 @@ impl<R: Release> Core<R> {
                 } else {
                     stats.dropped.add(reason, raw::messages(&item));
                 }
-                self.release.release(&[item.owner()]);
+                if item.kind() != Kind::Batch {
+                    self.release.release(&[item.owner()]);
+                }
                 held += 1;
             }
             self.items.reserve(ROUND_MESSAGES);
@@ -699,6 +776,22 @@ impl<R: Release> Core<R> {
 
 /// The answer to a batch; its credit is set when it leaves.
 fn answer(item: &Inbound, error: ErrorCode, base_offset: i64) -> Ack {
+    if item.kind() == Kind::Batch {
+        let head = item.batch_head();
+        return Ack {
+            reply: ReplyTo::ring(head.ring as u8),
+            entry: AckEntry {
+                request_id: head.tag,
+                topic_id: 0,
+                partition: item.partition(),
+                base_offset,
+                base_sequence: -1,
+                producer_epoch: -1,
+                error,
+                credit: 0,
+            },
+        };
+    }
     let header = ProduceHeader::from_bytes(item.produce_header());
     // A batch too damaged to have a header is named by its request alone.
     let (base_sequence, producer_epoch) = record_batch::parse_header(item.payload())

@@ -331,10 +331,15 @@ impl Replay for Recovered {
 mod tests {
     use super::*;
     use crate::shard::dedupe::Verdict;
-    use crate::shard::partition::Partitions;
+    use crate::shard::partition::{Limits, Partitions};
     use crossbeam_queue::ArrayQueue;
     use proptest::prelude::*;
     use std::sync::Arc;
+
+    const LIMITS: Limits = Limits {
+        frames: 4,
+        frame_batches: 100,
+    };
 
     fn config(partitions: u32) -> ShardConfig {
         ShardConfig {
@@ -347,6 +352,7 @@ mod tests {
             max_producers: 500,
             max_pending_acks: 1,
             gaps: Arc::new(ArrayQueue::new(1)),
+            wakes: Vec::new(),
         }
     }
 
@@ -365,7 +371,7 @@ mod tests {
     fn comes_back_as_it_was_in_several_parts() {
         let config = config(5000);
         let offsets: Vec<i64> = (0..5000).map(|i| i * 3).collect();
-        let partitions = Partitions::new(&config.partitions, &offsets, 4, 100);
+        let partitions = Partitions::new(&config.partitions, &offsets, LIMITS);
         let mut producers = Producers::new(500);
         for id in 0..400i64 {
             for i in 0..(id % 40) as i32 + 1 {
@@ -455,7 +461,7 @@ mod tests {
             noise in prop::collection::vec(any::<u8>(), 0..200),
         ) {
             let config = config(3);
-            let partitions = Partitions::new(&config.partitions, &[1, 2, 3], 4, 100);
+            let partitions = Partitions::new(&config.partitions, &[1, 2, 3], LIMITS);
             let mut producers = Producers::new(4);
             producers.record(1, 8, 0, Entry { base_sequence: 0, records: 1, base_offset: 1 });
             let state = State { partitions: partitions.all(), orphans: &[], producers: &producers };

@@ -6,17 +6,19 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use crossbeam_queue::ArrayQueue;
 use proptest::prelude::*;
 
 use super::{
-    Ack, GapReport, Inbound, Kind, Now, PRODUCE_HEADER_LEN, REPLY_TO_LEN, Recovered, Release,
-    ReplyTo, Shard, ShardConfig,
+    Ack, BatchBuffer, GapReport, Inbound, Kind, Now, PRODUCE_HEADER_LEN, REPLY_TO_LEN, Recovered,
+    Release, ReplyTo, Shard, ShardConfig, ShardControl,
+    link::{self, BatchLink},
 };
 use crate::memory::spsc;
+use crate::storage::lsm::codec;
 use crate::storage::{
     LogReader, PartitionKey, Replay, WalConfig, WalState, WalWriter,
     wal::{LogId, segment::shard_dir},
@@ -93,6 +95,8 @@ impl Contents {
 
     fn batch(&mut self, key: PartitionKey, batch: &[u8]) {
         let header = record_batch::validate(batch).expect("the log holds valid batches");
+        let mut scratch = Vec::new();
+        let batch = codec::plain(batch, &mut scratch).expect("a codec that is read here");
         let list = self.records.entry(key).or_default();
         for record in Records::new(batch).unwrap() {
             let record = record.unwrap();
@@ -113,6 +117,8 @@ struct Bench {
     inputs: Vec<spsc::Producer<Inbound>>,
     acks: spsc::Consumer<Ack>,
     gaps: Arc<ArrayQueue<GapReport>>,
+    control: ShardControl,
+    link: BatchLink,
     contents: Contents,
     mono_ns: u64,
 }
@@ -149,21 +155,27 @@ impl Bench {
             max_producers: 64,
             max_pending_acks,
             gaps: gaps.clone(),
+            wakes: Vec::new(),
         };
         let mut recovered = Recovered::new(&config);
         let wal = open_wal(dir, &mut recovered);
         let contents = Contents::read(dir, partitions);
         assert_eq!(recovered.malformed(), 0);
-        let (inputs, rings): (Vec<_>, Vec<_>) = (0..2).map(|_| spsc::ring(1024)).unzip();
+        let (inputs, mut rings): (Vec<_>, Vec<_>) = (0..2).map(|_| spsc::ring(1024)).unzip();
         let (ack_tx, acks) = spsc::ring(4096);
+        let (link, end) = link::link(1);
+        rings.push(end.input);
         let pool = Pool::default();
-        let shard = Shard::new(config, recovered, wal, rings, vec![ack_tx], pool.clone());
+        let outlets = vec![ack_tx, end.outlet];
+        let shard = Shard::new(config, recovered, wal, rings, outlets, pool.clone());
         Bench {
-            shard,
             pool,
             inputs,
             acks,
             gaps,
+            control: shard.control(),
+            link,
+            shard,
             contents,
             mono_ns: 1,
         }
@@ -877,4 +889,190 @@ fn open_wal(dir: &Place, replay: &mut impl Replay) -> WalWriter {
     let (wal, _, _) = WalWriter::open(&config, 0, replay).unwrap();
     assert_eq!(wal.state(), WalState::Running);
     wal
+}
+
+/// A batch for a kernel thread's link.
+fn plain(producer: (i64, i16, i32), values: &[&[u8]]) -> BatchBuffer {
+    let mut buf = vec![0; 4096];
+    let mut writer = BatchWriter::new(&mut buf, 7);
+    if producer.0 >= 0 {
+        writer = writer.with_producer(producer.0, producer.1, producer.2);
+    }
+    for value in values {
+        writer.push(7, None, Some(value)).unwrap();
+    }
+    let len = writer.finish(0);
+    BatchBuffer::new(&buf[..len])
+}
+
+impl Bench {
+    fn batch(&mut self, buffer: BatchBuffer, tag: u64, partition: u32, acks: i8) {
+        self.link.send(buffer, tag, partition, 5, acks).unwrap();
+    }
+
+    /// Tag, offset and error of the batches answered, by tag.
+    fn said(&mut self) -> Vec<(u64, i64, ErrorCode)> {
+        let mut all = Vec::new();
+        self.link
+            .answers(|answer| all.push((answer.tag, answer.base_offset, answer.error)));
+        all.sort_by_key(|answer| answer.0);
+        all
+    }
+}
+
+const NONE: ErrorCode = ErrorCode::None;
+const NOBODY: (i64, i16, i32) = (-1, -1, -1);
+
+#[test]
+fn batches_of_kernel_threads_are_stored_and_answered_at_every_level() {
+    let dir = Place::new();
+    let mut bench = Bench::open(&dir, 1, 64);
+    for (tag, acks) in [(10, 0), (11, 1), (12, -1)] {
+        bench.batch(plain(NOBODY, &[b"a", b"b"]), tag, 0, acks);
+    }
+    bench.settle();
+    assert_eq!(bench.said(), [(10, 0, NONE), (11, 2, NONE), (12, 4, NONE)]);
+    assert_eq!(bench.link.on_their_way(), 0);
+    assert!(bench.shard.stats().raised.load(Ordering::Relaxed) > 0);
+    // An unknown producer may begin anywhere, as in Kafka; then its sequence counts.
+    for (tag, (epoch, sequence)) in (0..).zip([(3, 50), (3, 50), (3, 52), (2, 51), (4, 9), (4, 0)])
+    {
+        bench.batch(plain((9, epoch, sequence), &[b"x"]), tag, 0, -1);
+        bench.settle();
+    }
+    let expected = [
+        (0, 6, NONE),
+        (1, 6, ErrorCode::Duplicate),
+        (2, -1, ErrorCode::OutOfOrder),
+        (3, -1, ErrorCode::Fenced),
+        (4, -1, ErrorCode::OutOfOrder),
+        (5, 7, NONE),
+    ];
+    assert_eq!(bench.said(), expected);
+    // Sequences wrap.
+    bench.batch(plain((8, 0, i32::MAX), &[b"x"]), 0, 0, -1);
+    bench.batch(plain((8, 0, 0), &[b"x"]), 1, 0, -1);
+    bench.settle();
+    assert_eq!(bench.said(), [(0, 8, NONE), (1, 9, NONE)]);
+    // A compressed batch counts by its header, not by its bytes.
+    let plain_batch = plain(NOBODY, &[&[b'z'; 20][..]; 100]);
+    let header = record_batch::parse_header(plain_batch.batch()).unwrap();
+    let mut compressor = codec::Compressor::new(codec::Codec::Lz4);
+    let compressed = BatchBuffer::new(compressor.batch(&header, &mut plain_batch.batch().to_vec()));
+    assert!(compressed.batch().len() < plain_batch.batch().len() / 2);
+    bench.batch(compressed, 1, 0, -1);
+    bench.settle();
+    assert_eq!(bench.said(), [(1, 10, NONE)]);
+    let stats = bench.shard.partition_stats();
+    assert_eq!((stats[0].stored.get(), stats[0].duplicate.get()), (110, 1));
+    // One that no frame can hold.
+    let max = bench.shard.wal().unwrap().max_entry();
+    let mut large = vec![0; max + 1];
+    large[..plain_batch.batch().len()].copy_from_slice(plain_batch.batch());
+    let length = (large.len() - 12) as u32;
+    large[8..12].copy_from_slice(&length.to_be_bytes());
+    bench.batch(BatchBuffer::new(&large), 2, 0, -1);
+    bench.settle();
+    assert_eq!(bench.said(), [(2, -1, ErrorCode::TooLarge)]);
+    bench.close();
+    let again = Bench::open(&dir, 1, 64);
+    assert_eq!(values(&again.contents, 0).len(), 110);
+    assert_eq!(again.shard.partition_stats()[0].high_watermark(), 110);
+}
+
+#[test]
+fn more_batches_than_may_wait_for_the_disk_are_held_back() {
+    let dir = Place::new();
+    let mut bench = Bench::open(&dir, 1, 4);
+    for tag in 0..link::LINK_BATCHES as u64 {
+        bench.batch(plain(NOBODY, &[b"v"]), tag, 0, -1);
+    }
+    let one_more = bench.link.send(plain(NOBODY, &[b"v"]), 0, 0, 5, -1);
+    assert!(one_more.is_err(), "more than the rings hold");
+    let guard = std::time::Instant::now();
+    let mut offsets = Vec::new();
+    while bench.link.on_their_way() > 0 {
+        bench.poll();
+        bench.link.answers(|answer| {
+            assert_eq!(answer.error, NONE);
+            offsets.push(answer.base_offset);
+        });
+        assert!(guard.elapsed().as_secs() < 60);
+    }
+    assert_eq!(offsets, (0..link::LINK_BATCHES as i64).collect::<Vec<_>>());
+    bench.close();
+}
+
+#[test]
+fn partitions_come_and_go_while_it_runs() {
+    let dir = Place::new();
+    let mut bench = Bench::open(&dir, 1, 64);
+    let gone = ErrorCode::UnknownPartition;
+    bench.batch(plain(NOBODY, &[b"c"]), 0, 1, -1);
+    bench.settle();
+    assert_eq!(bench.said(), [(0, -1, gone)]);
+    // More than the tables hold; messages sent at once find them.
+    let added = bench.control.add(&keys(200)[1..]).unwrap();
+    assert_eq!(added.len(), 199);
+    for &(index, _) in &added {
+        bench.batch(plain((5, 0, 0), &[b"d"]), u64::from(index), index, -1);
+        bench.raw(index, b"e");
+    }
+    bench.raw(0, b"f");
+    bench.settle();
+    let said = bench.said();
+    assert_eq!(said.len(), 199);
+    assert!(
+        said.iter()
+            .all(|&(_, offset, error)| offset <= 1 && error == NONE)
+    );
+    assert!(added.iter().all(|(_, stats)| stats.high_watermark() == 2));
+    bench.control.retire(&[1, 7]).unwrap();
+    bench.batch(plain((5, 0, 1), &[b"g"]), 7, 7, -1);
+    bench.raw(1, b"g");
+    bench.batch(plain((5, 0, 1), &[b"g"]), 8, 8, -1);
+    bench.settle();
+    assert_eq!(bench.said(), [(7, -1, gone), (8, 2, NONE)]);
+    assert_eq!(added[6].1.log_end(), 2, "nothing more came to partition 7");
+    assert_eq!(bench.shard.stats().stray.dropped.get(gone), 1);
+    // An index is not given twice, and the queue of changes does not fill up.
+    for i in 0..200u32 {
+        let key = PartitionKey {
+            topic: TOPIC + 1,
+            partition: i,
+        };
+        assert_eq!(bench.control.add(&[key]).unwrap()[0].0, 200 + i);
+        bench.poll();
+    }
+    bench.close();
+    // At the next start they are all known, until their topic is said to be gone.
+    let bench = Bench::open(&dir, 200, 64);
+    let ends: Vec<i64> = bench
+        .shard
+        .partition_stats()
+        .iter()
+        .map(|p| p.log_end())
+        .collect();
+    assert_eq!((ends[0], ends[1], ends[8], ends[199]), (1, 2, 3, 2));
+    bench.close();
+}
+
+#[test]
+fn a_killed_shard_knows_the_partitions_that_were_added() {
+    let dir = Place::new();
+    let mut bench = Bench::open(&dir, 1, 64);
+    bench.control.add(&keys(3)[1..]).unwrap();
+    for partition in 0..3 {
+        bench.batch(plain((5, 0, 0), &[b"d", b"e"]), 1, partition, -1);
+    }
+    bench.settle();
+    drop(bench);
+    let mut bench = Bench::open(&dir, 3, 64);
+    for partition in 0..3 {
+        bench.batch(plain((5, 0, 0), &[b"d", b"e"]), 1, partition, -1);
+        bench.batch(plain((5, 0, 2), &[b"f"]), 2, partition, -1);
+        bench.settle();
+        assert_eq!(bench.said(), [(1, 0, ErrorCode::Duplicate), (2, 2, NONE)]);
+    }
+    bench.close();
 }
