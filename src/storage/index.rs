@@ -12,7 +12,7 @@
 //! The time of a batch is its largest timestamp, but no later than the time its frame was sealed and no
 //! more than [`RESIDENCE_MS`] earlier: a producer's wrong clock cannot hide a message.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -106,7 +106,9 @@ struct Segment {
 
 #[derive(Default)]
 struct State {
-    segments: Vec<Segment>,
+    segments: VecDeque<Segment>,
+    /// Segments that begin before this are not indexed: what they hold is in the store's files.
+    floor: u64,
     points: usize,
     /// Why the walk stopped short, offline.
     stopped: Option<String>,
@@ -270,19 +272,49 @@ impl Segment {
 }
 
 impl LogIndex {
-    /// Of a stopped log's files.
-    pub(crate) fn new(dir: &Path) -> LogIndex {
+    /// Of a stopped log's files, from the segment at `floor` or behind it on.
+    pub(crate) fn new(dir: &Path, floor: u64) -> LogIndex {
         LogIndex {
             dir: dir.to_owned(),
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                floor,
+                ..State::default()
+            }),
         }
     }
 
     /// Of a running log whose writer has the other end of `notes`.
-    pub(crate) fn live(dir: &Path, notes: spsc::Consumer<Note>) -> LogIndex {
-        let index = LogIndex::new(dir);
+    pub(crate) fn live(dir: &Path, floor: u64, notes: spsc::Consumer<Note>) -> LogIndex {
+        let index = LogIndex::new(dir, floor);
         index.lock().notes = Some(notes);
         index
+    }
+
+    /// Forgets the segments that end at `lsn` or before: what they hold is in the store's files. Returns
+    /// where the oldest segment begins that it still needs, to be read or to be indexed.
+    pub(crate) fn release(&self, lsn: u64) -> u64 {
+        let mut state = self.lock();
+        state.floor = state.floor.max(lsn);
+        // The last segment stays: the walk goes on from there.
+        while state.segments.len() > 1
+            && state
+                .segments
+                .front()
+                .is_some_and(|s| s.cursor.segment_end() <= lsn)
+        {
+            if let Some(gone) = state.segments.pop_front() {
+                state.points -= gone.count;
+            }
+        }
+        state
+            .segments
+            .front()
+            .map_or(state.floor, |segment| segment.cursor.base)
+    }
+
+    /// What lies before this is no longer looked for in the log.
+    pub(crate) fn floor(&self) -> u64 {
+        self.lock().floor
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -320,7 +352,7 @@ impl LogIndex {
         if let Some(done) = Self::step_note(state, limit) {
             return Ok(done);
         }
-        let Some(segment) = state.segments.last_mut() else {
+        let Some(segment) = state.segments.back_mut() else {
             if limit == 0 {
                 return Ok(false);
             }
@@ -345,7 +377,7 @@ impl LogIndex {
         };
         match cursor.next_segment(reader) {
             Ok(next) => {
-                state.segments.push(Segment::new(next));
+                state.segments.push_back(Segment::new(next));
                 Ok(true)
             }
             Err(e) if live => Err(e),
@@ -365,7 +397,7 @@ impl LogIndex {
     /// Indexes the oldest noted frame, if it is the one that follows; `None`: the log is to be read.
     fn step_note(state: &mut State, limit: u64) -> Option<bool> {
         let frame = state.next_frame()?;
-        let last = state.segments.last()?.cursor;
+        let last = state.segments.back()?.cursor;
         let end = frame.lsn + u64::from(frame.len);
         if end <= last.lsn {
             state.drop_frame();
@@ -381,14 +413,14 @@ impl LogIndex {
             if frame.base != last.segment_end() {
                 return None;
             }
-            state.segments.push(Segment::new(Cursor {
+            state.segments.push_back(Segment::new(Cursor {
                 base: frame.base,
                 size: frame.size,
                 lsn: frame.base + SEGMENT_HEADER as u64,
                 ..last
             }));
         }
-        let segment = state.segments.last_mut()?;
+        let segment = state.segments.back_mut()?;
         let before = segment.count;
         for batches in &state.batches {
             segment.add_batches(
@@ -413,12 +445,15 @@ impl LogIndex {
             path: self.dir.clone(),
             source,
         })?;
-        let Some(&base) = bases.first() else {
+        let floor = state.floor;
+        let Some(&base) = bases.iter().find(|&&base| base >= floor) else {
             return Ok(false);
         };
         match reader.header(base) {
             Ok(header) => {
-                state.segments.push(Segment::new(Cursor::at_start(&header)));
+                state
+                    .segments
+                    .push_back(Segment::new(Cursor::at_start(&header)));
                 Ok(true)
             }
             Err(e) if e.is_blank() => Ok(false),
@@ -432,7 +467,7 @@ impl LogIndex {
             return;
         }
         let last = state.segments.len() - 1;
-        for segment in &mut state.segments[..last] {
+        for segment in state.segments.iter_mut().take(last) {
             if segment.points.take().is_some() {
                 state.points -= segment.count;
                 segment.count = 0;

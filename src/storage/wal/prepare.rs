@@ -98,7 +98,7 @@ fn run(
         }
         let path = segment_path(shared.dir(), base);
         let mut written = Instant::now();
-        let made = create_zeroed(&path, size, || {
+        let made = create_zeroed(&path, size, shared.take_recycled().as_deref(), || {
             // With one segment in hand there is time: leave half of the disk to the commits.
             if !queue.is_empty() {
                 thread::sleep(written.elapsed().min(Duration::from_millis(20)));

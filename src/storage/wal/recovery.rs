@@ -716,7 +716,7 @@ fn plan(
 
 /// Makes a segment and writes its header, durably.
 fn begin_segment(path: &Path, header: SegmentHeader) -> Result<Tail, WalError> {
-    let file = create_zeroed(path, header.size, || true).map_err(|source| {
+    let file = create_zeroed(path, header.size, None, || true).map_err(|source| {
         if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) {
             WalError::DiskFull {
                 path: path.to_owned(),

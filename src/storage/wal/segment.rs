@@ -181,23 +181,29 @@ pub fn open_direct(path: &Path) -> io::Result<File> {
 }
 
 /// Makes a file of `size` real zeros at `path` (which must not exist) by way of a temporary name,
-/// durable together with its name. `keep_going` is asked between writes; when it says no the file is
+/// durable together with its name; of the file `spare` where there is one, which saves the file system
+/// giving the space back and finding it again. `keep_going` is asked between writes; when it says no the file is
 /// removed and `Interrupted` returned. Cost: `size` bytes of disk writes.
 pub fn create_zeroed(
     path: &Path,
     size: u64,
+    spare: Option<&Path>,
     mut keep_going: impl FnMut() -> bool,
 ) -> io::Result<File> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let temporary = path.with_extension("tmp");
+    let recycled = spare.is_some_and(|spare| fs::rename(spare, &temporary).is_ok());
     let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
-        .truncate(true)
+        .truncate(!recycled)
         .custom_flags(libc::O_DIRECT)
         .open(&temporary)?;
     let result = (|| {
+        if recycled {
+            file.set_len(size)?;
+        }
         // Reserves the space first, so that a full disk is found before anything is written.
         // SAFETY: the descriptor is open; fallocate touches no memory.
         if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, size as libc::off_t) } != 0 {

@@ -3,12 +3,17 @@
 //! Invariant: `durable_lsn` and `durable` only grow, and only over frames whose write and all earlier
 //! writes were completed by the disk. After a failure they never move again.
 
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use crossbeam_queue::ArrayQueue;
+
 use super::frame::{FrameHeader, LogId};
 use super::pin::SlotPin;
+use super::segment::segment_path;
 use super::staging::Staging;
 use super::writer::FrameSeq;
 use crate::memory::spsc;
@@ -29,6 +34,8 @@ pub enum WalState {
     Closed = 3,
 }
 
+/// Segments that wait to be used again; more are removed.
+const RECYCLED: usize = 2;
 /// Most slots that readers hold at a time: a quarter, so that the writer always finds others.
 const PINNED_SHARE: usize = 4;
 
@@ -50,6 +57,8 @@ pub struct WalShared {
     pub(crate) pins: Box<[SlotPin]>,
     pinned: AtomicUsize,
     index: LogIndex,
+    /// Files of segments that nobody needs any more, to be zeroed and used again.
+    recycled: ArrayQueue<PathBuf>,
     /// Commits that the disk completed.
     pub commits: Counter,
     /// Bytes of frames made durable, padding included.
@@ -66,12 +75,13 @@ impl WalShared {
         durable: u64,
         durable_lsn: u64,
         checkpoint: u64,
+        flushed_lsn: u64,
         notes: spsc::Consumer<Note>,
     ) -> WalShared {
         WalShared {
             id,
             pins: (0..staging.slots()).map(|_| SlotPin::new()).collect(),
-            index: LogIndex::live(&dir, notes),
+            index: LogIndex::live(&dir, flushed_lsn, notes),
             dir,
             durable: Line(AtomicU64::new(durable)),
             durable_lsn: AtomicU64::new(durable_lsn),
@@ -82,6 +92,7 @@ impl WalShared {
             prepare_error: Mutex::new(None),
             staging,
             pinned: AtomicUsize::new(0),
+            recycled: ArrayQueue::new(RECYCLED),
             commits: Counter::new(),
             committed_bytes: Counter::new(),
             rotations: Counter::new(),
@@ -143,6 +154,24 @@ impl WalShared {
 
     pub(crate) fn index(&self) -> &LogIndex {
         &self.index
+    }
+
+    /// The segment at `base` is in the store's files: its own becomes a later segment or goes. Not before
+    /// the index has let go of it and recovery no longer begins in it.
+    pub(crate) fn recycle(&self, base: u64) -> io::Result<()> {
+        let path = segment_path(&self.dir, base);
+        // Recovery removes what has this extension.
+        let spare = path.with_extension("spare.tmp");
+        fs::rename(&path, &spare)?;
+        match self.recycled.push(spare) {
+            Ok(()) => Ok(()),
+            Err(spare) => fs::remove_file(spare),
+        }
+    }
+
+    /// A file to make the next segment of.
+    pub(crate) fn take_recycled(&self) -> Option<PathBuf> {
+        self.recycled.pop()
     }
 
     pub(crate) fn set_state(&self, state: WalState) {

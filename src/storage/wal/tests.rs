@@ -638,7 +638,7 @@ fn the_index_of_a_running_log_is_that_of_its_files() {
         let mut live = LogReader::live(std::sync::Arc::clone(shared));
         live.bounds(key(0)).unwrap();
         let mut files = FrameReader::files(&place.shard(), ID);
-        let index = LogIndex::new(&place.shard());
+        let index = LogIndex::new(&place.shard(), 0);
         index.catch_up(&mut files).unwrap();
         let (noted, walked) = (shared.index().dump(), index.dump());
         if noted != walked {

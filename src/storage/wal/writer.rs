@@ -99,6 +99,8 @@ pub struct WalConfig {
     /// Longest wait of an entry for company under load: while other commits are in flight, or more entries
     /// are at hand.
     pub linger: Duration,
+    /// What lies before this is in the store's files and is not looked for in the log.
+    pub flushed_lsn: u64,
     /// Open a log that has lost a durable part, without what lies behind the damage. What is cut is
     /// kept under another name.
     pub accept_damage: bool,
@@ -117,6 +119,7 @@ impl WalConfig {
             commit_size: 1 << 20,
             commits_in_flight: 4,
             linger: DEFAULT_LINGER,
+            flushed_lsn: 0,
             accept_damage: false,
         }
     }
@@ -296,7 +299,7 @@ impl WalWriter {
         let mut first = None;
         if tail_room < (config.commit_size + FRAME_ALIGN) as u64 {
             let path = segment_path(&dir, next_base);
-            let file = match create_zeroed(&path, config.segment_size, || true) {
+            let file = match create_zeroed(&path, config.segment_size, None, || true) {
                 Ok(file) => Some(file),
                 // With a log to read the store opens, refusing writes until there is space.
                 Err(e) if is_full(&e) && recovered.tail.is_some() => None,
@@ -332,6 +335,7 @@ impl WalWriter {
             recovered.last_seq,
             recovered.next_lsn,
             recovered.checkpoint,
+            config.flushed_lsn,
             index_notes,
         ));
         let preparer = Preparer::start(
