@@ -1,0 +1,335 @@
+//! Reads an SST where it is mapped.
+//!
+//! Invariants: nothing is handed out before its checksum was compared, pages on every visit and blocks on every
+//! read; no number in the file is trusted beyond that, so that a crafted file ends in an error. What is
+//! handed out are slices of the mapping: nothing is copied.
+//!
+//! A mapped file must not be cut short while it is used: the process would get SIGBUS, as it would where the disk
+//! fails to read a page. Files of the store are never written to again once they have their name.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use memmap2::{Advice, Mmap};
+
+use super::SstError;
+use super::format::{
+    Block, FOOTER, Footer, HEADER, INNER_ENTRY, LEAF_ENTRIES, LEAF_ENTRY, PAGE, PageKind,
+    PartitionExtent, SstInfo, TABLE_ENTRY, child_of, entries, place_at,
+};
+use crate::storage::PartitionKey;
+use crate::storage::wal::LogId;
+
+enum Bytes {
+    Mapped(Mmap),
+    Owned(Vec<u8>),
+}
+
+/// An open SST; any number of threads may read it at the same time.
+pub struct SstReader {
+    path: PathBuf,
+    bytes: Bytes,
+    info: SstInfo,
+    footer: Footer,
+}
+
+/// Whole record batches in a mapped file, kept mapped. Their checksum was right when the slice was made.
+#[derive(Clone)]
+pub struct Slice {
+    reader: Arc<SstReader>,
+    range: Range<usize>,
+}
+
+impl AsRef<[u8]> for Slice {
+    fn as_ref(&self) -> &[u8] {
+        &self.reader.bytes()[self.range.clone()]
+    }
+}
+
+impl Slice {
+    /// `part` of a block of `reader`, as a slice that lives on its own.
+    pub fn new(reader: &Arc<SstReader>, block: &Block, part: Range<usize>) -> Slice {
+        let at = block.position as usize;
+        Slice {
+            reader: Arc::clone(reader),
+            range: at + part.start..at + part.end,
+        }
+    }
+}
+
+impl SstReader {
+    /// Maps the file and checks header and footer. Cost: some system calls; touches two pages.
+    pub fn open(path: &Path, id: LogId) -> Result<SstReader, SstError> {
+        let file = File::open(path).map_err(SstError::io("cannot open", path))?;
+        // SAFETY: files of the store are never written to or cut short after they got their name (module
+        // comment); the store's lock keeps other writers out.
+        let map = unsafe { Mmap::map(&file) }.map_err(SstError::io("cannot map", path))?;
+        // Blocks are read here and there; a scan asks for more by itself (`will_need`).
+        let _ = map.advise(Advice::Random);
+        Self::of(Bytes::Mapped(map), path, Some(id))
+    }
+
+    /// Of bytes in memory, of any store; for tests and tools.
+    pub fn from_bytes(bytes: Vec<u8>, path: &Path) -> Result<SstReader, SstError> {
+        Self::of(Bytes::Owned(bytes), path, None)
+    }
+
+    /// As [`SstReader::open`], of any store and shard; for tools.
+    pub fn open_any(path: &Path) -> Result<SstReader, SstError> {
+        let file = File::open(path).map_err(SstError::io("cannot open", path))?;
+        // SAFETY: as in `open`.
+        let map = unsafe { Mmap::map(&file) }.map_err(SstError::io("cannot map", path))?;
+        Self::of(Bytes::Mapped(map), path, None)
+    }
+
+    fn of(bytes: Bytes, path: &Path, id: Option<LogId>) -> Result<SstReader, SstError> {
+        let all: &[u8] = match &bytes {
+            Bytes::Mapped(map) => map,
+            Bytes::Owned(vec) => vec,
+        };
+        let damaged = |position: usize, what| SstError::Damaged {
+            path: path.to_owned(),
+            position: position as u64,
+            what,
+        };
+        let info = SstInfo::decode(all).map_err(|what| damaged(0, what))?;
+        if id.is_some_and(|id| id != info.id) {
+            return Err(damaged(0, "the file is another store's or shard's"));
+        }
+        let footer =
+            Footer::decode(all).map_err(|what| damaged(all.len().saturating_sub(FOOTER), what))?;
+        Ok(SstReader {
+            path: path.to_owned(),
+            bytes,
+            info,
+            footer,
+        })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::Mapped(map) => map,
+            Bytes::Owned(vec) => vec,
+        }
+    }
+
+    /// Where the file comes from.
+    pub fn info(&self) -> &SstInfo {
+        &self.info
+    }
+
+    /// What the file holds.
+    pub fn footer(&self) -> &Footer {
+        &self.footer
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn damaged(&self, position: u64, what: &'static str) -> SstError {
+        SstError::Damaged {
+            path: self.path.clone(),
+            position,
+            what,
+        }
+    }
+
+    /// Entries of page `number`, counted from the index's first, table pages behind the index's.
+    pub(super) fn page(&self, number: u32, kind: PageKind, size: usize) -> Result<&[u8], SstError> {
+        let position = self.footer.data_end + u64::from(number) * PAGE as u64;
+        if number >= self.footer.index_pages + self.footer.table_pages {
+            return Err(self.damaged(position, "the index names a page that is not there"));
+        }
+        let at = position as usize;
+        entries(&self.bytes()[at..at + PAGE], kind, size)
+            .map_err(|what| self.damaged(position, what))
+    }
+
+    /// All partitions, in order. Cost: reads the partition table.
+    pub fn extents(&self) -> Result<Vec<PartitionExtent>, SstError> {
+        let mut extents = Vec::new();
+        for number in 0..self.footer.table_pages {
+            let page = self.page(
+                self.footer.index_pages + number,
+                PageKind::Table,
+                TABLE_ENTRY,
+            )?;
+            extents.extend(page.chunks_exact(TABLE_ENTRY).map(PartitionExtent::get));
+        }
+        if extents.len() as u64 != self.footer.partitions {
+            return Err(self.damaged(self.footer.data_end, "the partition table is not complete"));
+        }
+        Ok(extents)
+    }
+
+    /// Block `number` of the index.
+    pub fn block_at(&self, number: u64) -> Result<Block, SstError> {
+        let page = self.page(
+            (number / LEAF_ENTRIES as u64) as u32,
+            PageKind::Leaf,
+            LEAF_ENTRY,
+        )?;
+        let at = (number % LEAF_ENTRIES as u64) as usize * LEAF_ENTRY;
+        match page.get(at..at + LEAF_ENTRY) {
+            Some(entry) => Ok(Block::get(entry)),
+            None => Err(self.damaged(
+                self.footer.data_end,
+                "a leaf page has fewer entries than its place",
+            )),
+        }
+    }
+
+    /// The number of the first block behind (`key`, `offset`): `blocks` where there is none.
+    fn upper_bound(&self, key: PartitionKey, offset: i64) -> Result<u64, SstError> {
+        if self.footer.blocks == 0 {
+            return Ok(0);
+        }
+        let leaves = self.footer.leaves();
+        let mut number = self.footer.index_pages - 1;
+        while number >= leaves {
+            let page = self.page(number, PageKind::Inner, INNER_ENTRY)?;
+            let behind = behind(page, INNER_ENTRY, (key, offset));
+            let child = child_of(&page[behind.saturating_sub(1) * INNER_ENTRY..]);
+            if child >= number {
+                let position = self.footer.data_end + u64::from(number) * PAGE as u64;
+                return Err(self.damaged(position, "an index page points upwards"));
+            }
+            number = child;
+        }
+        let page = self.page(number, PageKind::Leaf, LEAF_ENTRY)?;
+        let behind = behind(page, LEAF_ENTRY, (key, offset)) as u64;
+        Ok(u64::from(number) * LEAF_ENTRIES as u64 + behind)
+    }
+
+    /// The number of the first block of `key` that ends behind `offset`; `None`: there is none.
+    /// Cost: a page for each level of the index, some 0.2 µs each where it is in memory.
+    fn locate_number(&self, key: PartitionKey, offset: i64) -> Result<Option<u64>, SstError> {
+        let behind = self.upper_bound(key, offset)?;
+        if behind > 0 {
+            let block = self.block_at(behind - 1)?;
+            if block.key == key && block.end_offset > offset {
+                return Ok(Some(behind - 1));
+            }
+        }
+        if behind < self.footer.blocks && self.block_at(behind)?.key == key {
+            return Ok(Some(behind));
+        }
+        Ok(None)
+    }
+
+    /// The first block of `key` that ends behind `offset`.
+    pub fn locate(&self, key: PartitionKey, offset: i64) -> Result<Option<Block>, SstError> {
+        self.locate_number(key, offset)?
+            .map(|number| self.block_at(number))
+            .transpose()
+    }
+
+    /// The first block of `key` that holds a message that arrived at `unix_ms` or later.
+    pub fn locate_time(&self, key: PartitionKey, unix_ms: i64) -> Result<Option<Block>, SstError> {
+        // Offsets are not negative.
+        let mut from = self.upper_bound(key, -1)?;
+        let mut to = self.upper_bound(key, i64::MAX)?;
+        let end = to;
+        // `max_time` never falls within a partition.
+        while from < to {
+            let middle = from + (to - from) / 2;
+            if self.block_at(middle)?.max_time < unix_ms {
+                from = middle + 1;
+            } else {
+                to = middle;
+            }
+        }
+        if from == end {
+            return Ok(None);
+        }
+        let block = self.block_at(from)?;
+        Ok((block.key == key).then_some(block))
+    }
+
+    /// The blocks of `key` from the one that ends behind `from` on.
+    pub fn blocks(&self, key: PartitionKey, from: i64) -> Result<Blocks<'_>, SstError> {
+        Ok(Blocks {
+            reader: self,
+            key,
+            next: self.locate_number(key, from)?.unwrap_or(u64::MAX),
+        })
+    }
+
+    /// The batches of a block, checked against its CRC. Cost: some 2 µs for 64 KiB in memory.
+    pub fn block(&self, block: &Block) -> Result<&[u8], SstError> {
+        let wrong = |what| SstError::Block {
+            path: self.path.clone(),
+            block: *block,
+            what,
+        };
+        let end = block.position.checked_add(u64::from(block.len));
+        if block.position < HEADER as u64 || end.is_none_or(|end| end > self.footer.data_end) {
+            return Err(wrong("the index names bytes that are not there"));
+        }
+        let at = block.position as usize;
+        let bytes = &self.bytes()[at..at + block.len as usize];
+        if crc32c::crc32c(bytes) != block.crc {
+            return Err(wrong("the block's CRC is wrong"));
+        }
+        Ok(bytes)
+    }
+
+    /// Asks the kernel to read a block, and `ahead` bytes behind it, before they are needed.
+    pub fn will_need(&self, block: &Block, ahead: u64) {
+        if let Bytes::Mapped(map) = &self.bytes {
+            let end = block.position.saturating_add(u64::from(block.len) + ahead);
+            let end = end.min(self.footer.data_end);
+            if block.position < end {
+                let at = block.position as usize;
+                // Only a hint.
+                let _ = map.advise_range(Advice::WillNeed, at, end as usize - at);
+            }
+        }
+    }
+}
+
+/// How many entries of a page have `place` or an earlier one.
+fn behind(page: &[u8], size: usize, place: (PartitionKey, i64)) -> usize {
+    let (mut from, mut to) = (0, page.len() / size);
+    while from < to {
+        let middle = (from + to) / 2;
+        if place_at(&page[middle * size..]) <= place {
+            from = middle + 1;
+        } else {
+            to = middle;
+        }
+    }
+    from
+}
+
+/// Blocks of one partition, in order.
+pub struct Blocks<'a> {
+    reader: &'a SstReader,
+    key: PartitionKey,
+    next: u64,
+}
+
+impl Iterator for Blocks<'_> {
+    type Item = Result<Block, SstError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.next >= self.reader.footer.blocks {
+            return None;
+        }
+        match self.reader.block_at(self.next) {
+            Ok(block) if block.key == self.key => {
+                self.next += 1;
+                Some(Ok(block))
+            }
+            Ok(_) => None,
+            Err(error) => {
+                self.next = u64::MAX;
+                Some(Err(error))
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Checks an SST as a whole: every page, block and batch, their order, and that all sums agree.
+
+use crate::storage::PartitionKey;
+use crate::storage::lsm::codec;
+use crate::wire::record_batch;
+
+use super::format::{Block, HEADER, INNER_ENTRY, PageKind, PartitionExtent, child_of, place_at};
+use super::{SstError, SstReader};
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SstFinding {
+    /// Byte in the file.
+    pub position: u64,
+    /// The messages concerned: partition, first offset, and the one behind the last; `None`: not known.
+    pub messages: Option<(PartitionKey, i64, i64)>,
+    /// What was found.
+    pub what: String,
+}
+
+/// What was checked and found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SstReport {
+    /// Blocks of the index.
+    pub blocks: u64,
+    /// Record batches that are whole.
+    pub batches: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Partitions in the table.
+    pub extents: Vec<PartitionExtent>,
+    /// In the order of the file.
+    pub findings: Vec<SstFinding>,
+}
+
+impl SstReader {
+    /// Checks everything; `progress` gets the bytes of each block. Cost: reads the file once, decompresses all.
+    pub fn verify(&self, mut progress: impl FnMut(u64)) -> SstReport {
+        let mut report = SstReport::default();
+        let mut sums: Vec<PartitionExtent> = Vec::new();
+        let mut position = HEADER as u64;
+        let mut scratch = Vec::new();
+        let mut number = 0;
+        while number < self.footer().blocks {
+            let block = match self.block_at(number) {
+                Ok(block) => block,
+                Err(error) => {
+                    report.add(&error, None);
+                    // The rest of the page is as unreadable.
+                    number += super::format::LEAF_ENTRIES as u64
+                        - number % super::format::LEAF_ENTRIES as u64;
+                    continue;
+                }
+            };
+            report.blocks += 1;
+            self.check_block(
+                &block,
+                number,
+                &mut position,
+                &mut sums,
+                &mut scratch,
+                &mut report,
+            );
+            progress(u64::from(block.len));
+            number += 1;
+        }
+        if position != self.footer().data_end && report.findings.is_empty() {
+            report.find(position, None, "bytes that no block names");
+        }
+        for number in self.footer().leaves()..self.footer().index_pages {
+            if let Err(error) = self.check_inner(number) {
+                report.add(&error, None);
+            }
+        }
+        match self.extents() {
+            Ok(extents) => {
+                if report.findings.is_empty() && extents != sums {
+                    let at = self.footer().data_end;
+                    report.find(
+                        at,
+                        None,
+                        "the partition table does not say what the blocks hold",
+                    );
+                }
+                report.extents = extents;
+            }
+            Err(error) => report.add(&error, None),
+        }
+        if report.findings.is_empty() && report.records != self.footer().records {
+            let at = self.footer().file_bytes;
+            report.find(at, None, "the footer counts other records than there are");
+        }
+        report
+    }
+
+    fn check_block(
+        &self,
+        block: &Block,
+        number: u64,
+        position: &mut u64,
+        sums: &mut Vec<PartitionExtent>,
+        scratch: &mut Vec<u8>,
+        report: &mut SstReport,
+    ) {
+        let messages = Some((block.key, block.first_offset, block.end_offset));
+        if block.position != *position {
+            report.find(
+                block.position,
+                messages,
+                "a block does not follow the one before it",
+            );
+        }
+        *position = block.position.saturating_add(u64::from(block.len));
+        let bytes = match self.block(block) {
+            Ok(bytes) => bytes,
+            Err(error) => return report.add(&error, messages),
+        };
+        let (mut at, mut next, mut records) = (0, block.first_offset, 0u64);
+        while at < bytes.len() {
+            let batch = match record_batch::parse_header(&bytes[at..]) {
+                Ok(header) if header.total_len() <= bytes.len() - at => {
+                    &bytes[at..at + header.total_len()]
+                }
+                _ => {
+                    let what = "bytes that are no record batch";
+                    return report.find(block.position + at as u64, messages, what);
+                }
+            };
+            match codec::verify(batch, scratch) {
+                Ok(header) if header.base_offset >= next => {
+                    next = header.next_offset();
+                    records += header.records_count as u64;
+                    report.batches += 1;
+                }
+                Ok(header) => {
+                    let what = format!(
+                        "offset {} where {next} or more comes next",
+                        header.base_offset
+                    );
+                    report.find(block.position + at as u64, messages, &what);
+                }
+                Err(error) => report.find(block.position + at as u64, messages, &error.to_string()),
+            }
+            at += batch.len();
+        }
+        report.records += records;
+        if next != block.end_offset || records != u64::from(block.records) {
+            report.find(
+                block.position,
+                messages,
+                "the index entry does not say what the block holds",
+            );
+        }
+        match sums.last_mut() {
+            Some(sum) if sum.key == block.key => {
+                if sum.end_offset > block.first_offset || sum.max_time > block.max_time {
+                    report.find(block.position, messages, "a block is out of order");
+                }
+                // A block's own latest time is known only where it is the latest so far.
+                sum.max_time = block.max_time;
+                sum.end_offset = block.end_offset;
+                sum.records += records;
+                sum.bytes += u64::from(block.len);
+            }
+            last => {
+                if last.is_some_and(|last| last.key > block.key) {
+                    report.find(block.position, messages, "a partition is out of order");
+                }
+                sums.push(PartitionExtent {
+                    key: block.key,
+                    first_offset: block.first_offset,
+                    end_offset: block.end_offset,
+                    records,
+                    bytes: u64::from(block.len),
+                    min_time: block.max_time,
+                    max_time: block.max_time,
+                    first_block: number,
+                });
+            }
+        }
+    }
+
+    /// An inner page's entries ascend and point downwards.
+    fn check_inner(&self, number: u32) -> Result<(), SstError> {
+        let page = self.page(number, PageKind::Inner, INNER_ENTRY)?;
+        let mut before = None;
+        for entry in page.chunks_exact(INNER_ENTRY) {
+            let place = place_at(entry);
+            if child_of(entry) >= number || before.is_some_and(|before| before >= place) {
+                return Err(SstError::Damaged {
+                    path: self.path().to_owned(),
+                    position: self.footer().data_end
+                        + u64::from(number) * super::format::PAGE as u64,
+                    what: "an index page is out of order",
+                });
+            }
+            before = Some(place);
+        }
+        Ok(())
+    }
+}
+
+impl SstReport {
+    fn find(&mut self, position: u64, messages: Option<(PartitionKey, i64, i64)>, what: &str) {
+        self.findings.push(SstFinding {
+            position,
+            messages,
+            what: what.to_owned(),
+        });
+    }
+
+    fn add(&mut self, error: &SstError, messages: Option<(PartitionKey, i64, i64)>) {
+        match error {
+            SstError::Damaged { position, what, .. } => self.find(*position, messages, what),
+            SstError::Block { block, what, .. } => self.find(block.position, messages, what),
+            other => self.find(0, messages, &other.to_string()),
+        }
+    }
+}
