@@ -1,4 +1,4 @@
-//! Reads a shard's log back, from a running server or from files. For any ordinary thread.
+//! Reads a shard back, its SSTs and then its log, from a running server or from files. For any ordinary thread.
 //!
 //! Invariant: only durable batches are returned, whole and in offset order; the writer is never
 //! blocked. Readers of one running log share its index.
@@ -14,7 +14,9 @@ use super::wal::frame::{Entries, EntryKind, LogId};
 use super::wal::segment::shard_dir;
 use super::wal::shared::WalShared;
 use crate::storage::CatalogError;
+use crate::storage::lsm::StoreError;
 use crate::storage::lsm::codec;
+use crate::storage::lsm::store::Store;
 use crate::wire::record_batch::{self, Records};
 
 /// Why nothing was read.
@@ -33,6 +35,9 @@ pub enum ReadError {
     /// The log could not be read.
     #[error("{0}")]
     Log(#[from] FetchError),
+    /// The SSTs could not be read.
+    #[error("{0}")]
+    Store(#[from] StoreError),
     /// The store could not be opened.
     #[error("{0}")]
     Catalog(#[from] CatalogError),
@@ -56,23 +61,36 @@ enum Index {
     Own(Box<LogIndex>),
 }
 
-/// A reader of one shard's log; one a thread.
+/// Attempts of a read: each time the segment it was in may have become an SST and gone.
+const ATTEMPTS: usize = 8;
+
+/// A reader of one shard: its SSTs and, behind them, its log; one a thread.
 pub struct LogReader {
     index: Index,
     frames: FrameReader,
+    store: Option<Arc<Store>>,
 }
 
 impl LogReader {
-    /// Of a running log.
+    /// Of a running log alone.
     pub fn live(shared: Arc<WalShared>) -> LogReader {
         LogReader {
             frames: FrameReader::live(Arc::clone(&shared)),
             index: Index::Live(shared),
+            store: None,
+        }
+    }
+
+    /// Of a running log and the SSTs that its segments become.
+    pub fn with_store(shared: Arc<WalShared>, store: Arc<Store>) -> LogReader {
+        LogReader {
+            store: Some(store),
+            ..Self::live(shared)
         }
     }
 
     /// Of the files of a stopped or killed server: the store's folder and a shard. Writes nothing;
-    /// reads the whole shard once.
+    /// reads the shard's whole log once.
     pub fn offline(store: &Path, shard: u16) -> Result<LogReader, ReadError> {
         let catalog = Catalog::open_read_only(store)?;
         let id = LogId {
@@ -85,13 +103,21 @@ impl LogReader {
     /// As [`LogReader::offline`], of a shard's folder whose store is known.
     pub fn of_files(dir: &Path, id: LogId) -> Result<LogReader, ReadError> {
         let mut frames = FrameReader::files(dir, id);
-        let index = LogIndex::new(dir);
+        let mut store = None;
+        let mut floor = 0;
+        if dir.exists() {
+            let opened = Store::open_read_only(dir, id)?;
+            floor = opened.view().flushed_lsn;
+            store = Some(opened);
+        }
+        let index = LogIndex::new(dir, floor);
         if dir.exists() {
             index.catch_up(&mut frames)?;
         }
         Ok(LogReader {
             index: Index::Own(Box::new(index)),
             frames,
+            store,
         })
     }
 
@@ -110,11 +136,48 @@ impl LogReader {
         Ok(())
     }
 
+    /// Calls `read`; again where a segment of the log became an SST meanwhile, whatever was read: it may lack
+    /// what was in the segment.
+    fn retry<R>(
+        &mut self,
+        mut read: impl FnMut(&mut Self) -> Result<R, ReadError>,
+    ) -> Result<R, ReadError> {
+        for _ in 1..ATTEMPTS {
+            let floor = self.index().floor();
+            let result = read(self);
+            if self.index().floor() == floor {
+                return result;
+            }
+        }
+        read(self)
+    }
+
+    /// The partition's bounds in the log alone ((0, 0): nothing), and with the SSTs. The log is looked at
+    /// first: what leaves it is in the SSTs before.
+    fn both_bounds(&self, key: PartitionKey) -> ((i64, i64), (i64, i64)) {
+        let log = self.index().bounds(key);
+        let Some(store) = &self.store else {
+            return (log, log);
+        };
+        let view = store.view();
+        let least = view.start(key);
+        let (mut start, mut end) = match (view.bounds(key), log.1 > 0) {
+            (Some(sst), false) => sst,
+            (Some(sst), true) => (sst.0, sst.1.max(log.1)),
+            (None, _) => log,
+        };
+        start = start.max(least);
+        end = end.max(start);
+        (log, (start, end))
+    }
+
     /// First offset of the partition and the one behind its last durable record; (0, 0) where there is
     /// nothing.
     pub fn bounds(&mut self, key: PartitionKey) -> Result<(i64, i64), ReadError> {
-        self.refresh()?;
-        Ok(self.index().bounds(key))
+        self.retry(|reader| {
+            reader.refresh()?;
+            Ok(reader.both_bounds(key).1)
+        })
     }
 
     /// Appends whole record batches to `out`, from the one that holds `from` on, at most `max_bytes`
@@ -126,8 +189,22 @@ impl LogReader {
         max_bytes: usize,
         out: &mut Vec<u8>,
     ) -> Result<Outcome, ReadError> {
+        let len = out.len();
+        self.retry(|reader| {
+            out.truncate(len);
+            reader.read_once(key, from, max_bytes, out)
+        })
+    }
+
+    fn read_once(
+        &mut self,
+        key: PartitionKey,
+        from: i64,
+        max_bytes: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<Outcome, ReadError> {
         self.refresh()?;
-        let (start, end) = self.index().bounds(key);
+        let (log, (start, end)) = self.both_bounds(key);
         if from < start || from > end {
             return Err(ReadError::OutOfRange {
                 offset: from,
@@ -141,7 +218,38 @@ impl LogReader {
             next_offset: from,
             end,
         };
-        while outcome.next_offset < end {
+        let in_log = |offset| log.1 > 0 && offset >= log.0;
+        if let Some(store) = &self.store
+            && !in_log(from)
+        {
+            store.read(key, max_bytes, &mut outcome, out)?;
+            if outcome.batches > 0 && outcome.bytes >= max_bytes {
+                return Ok(outcome);
+            }
+            // Behind the last SST the log goes on, perhaps after offsets that are in neither.
+            if log.1 > 0 && outcome.next_offset < log.0 {
+                if store
+                    .view()
+                    .bounds(key)
+                    .is_some_and(|b| b.1 > outcome.next_offset)
+                {
+                    return Ok(outcome);
+                }
+                outcome.next_offset = log.0;
+            }
+        }
+        self.read_log(key, max_bytes, &mut outcome, out)?;
+        Ok(outcome)
+    }
+
+    fn read_log(
+        &mut self,
+        key: PartitionKey,
+        max_bytes: usize,
+        outcome: &mut Outcome,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ReadError> {
+        while outcome.next_offset < outcome.end {
             let spans = match &self.index {
                 Index::Live(shared) => {
                     shared
@@ -181,7 +289,7 @@ impl LogReader {
                             (header.size(), false)
                         })?;
                     if full || (outcome.batches > 0 && outcome.bytes >= max_bytes) {
-                        return Ok(outcome);
+                        return Ok(());
                     }
                     lsn += size as u64;
                 }
@@ -190,7 +298,7 @@ impl LogReader {
                 break;
             }
         }
-        Ok(outcome)
+        Ok(())
     }
 
     /// The first offset whose record has time `unix_ms` or a later one, by arrival (see
@@ -200,11 +308,26 @@ impl LogReader {
         key: PartitionKey,
         unix_ms: i64,
     ) -> Result<Option<i64>, ReadError> {
+        self.retry(|reader| reader.offset_for_time_once(key, unix_ms))
+    }
+
+    fn offset_for_time_once(
+        &mut self,
+        key: PartitionKey,
+        unix_ms: i64,
+    ) -> Result<Option<i64>, ReadError> {
         self.refresh()?;
         let span = match &self.index {
             Index::Live(shared) => shared.index().find_time(key, unix_ms, &mut self.frames)?,
             Index::Own(index) => index.find_time(key, unix_ms, &mut self.frames)?,
         };
+        let mut least = 0;
+        if let Some(store) = &self.store {
+            least = store.view().start(key);
+            if let Some(offset) = store.offset_for_time(key, unix_ms)? {
+                return Ok(Some(offset));
+            }
+        }
         let Some(span) = span else {
             return Ok(None);
         };
@@ -235,8 +358,8 @@ impl LogReader {
                 }
                 (header.size(), None)
             })?;
-            if found.is_some() {
-                return Ok(found);
+            if let Some(offset) = found {
+                return Ok(Some(offset.max(least)));
             }
             lsn += size as u64;
         }

@@ -4,7 +4,21 @@
 //! batches of a partition into larger ones.
 
 pub mod codec;
+pub mod error;
+pub mod flush;
+pub mod maintain;
+pub mod manifest;
+pub mod pace;
+pub mod policy;
 pub mod rebatch;
+pub mod sst;
+pub mod store;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 pub use codec::{Codec, CodecError};
+pub use error::StoreError;
+pub use maintain::{MaintainConfig, Maintainer, Maintenance};
+pub use policy::{Policies, Policy};
 pub use rebatch::{RebatchError, Rebatcher};
+pub use store::Store;

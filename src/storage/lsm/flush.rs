@@ -1,0 +1,265 @@
+//! Turns a sealed WAL segment into an SST: batches of each partition in the order of offsets, small ones
+//! merged into larger ones and compressed.
+//!
+//! Invariant: every batch of the segment's frames is in the SST, but those of deleted topics and those
+//! before their partition's start. A damaged segment gives what can still be read of it, and is kept.
+//!
+//! Cost: reads the segment twice, the second time from the page cache; 40 bytes of memory a batch.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::error::StoreError;
+use super::manifest::FileMeta;
+use super::pace::Pace;
+use super::policy::Policy;
+use super::rebatch::Rebatcher;
+use super::sst::{SstInfo, SstWriter};
+use super::store::Store;
+use crate::storage::PartitionKey;
+use crate::storage::frames::{Cursor, FetchError, FrameReader};
+use crate::storage::index::batch_time;
+use crate::storage::wal::frame::{ENTRY_HEADER, Entries, EntryKind, FRAME_ALIGN, FrameHeader};
+use crate::storage::wal::segment::segment_path;
+use crate::wire::record_batch;
+
+/// What a flush made.
+#[derive(Debug)]
+pub struct Flushed {
+    /// The SST; `None` where nothing was to be kept.
+    pub file: Option<FileMeta>,
+    /// Where the segment ends.
+    pub end_lsn: u64,
+    /// Frames that could not be read: byte in the segment and what was found there.
+    pub damage: Vec<(u64, String)>,
+    /// Batches that are whole by their frame's CRC and yet no valid record batches; they are dropped, since
+    /// no reader could make anything of them.
+    pub invalid: u64,
+}
+
+/// A batch in the segment.
+struct Entry {
+    key: PartitionKey,
+    offset: i64,
+    /// Byte in the file, and bytes.
+    at: u64,
+    len: u32,
+    time: i64,
+}
+
+/// Flushes the segment at `base`, whose frames are all durable and which nobody writes to.
+pub(crate) fn flush(
+    store: &Store,
+    base: u64,
+    target: usize,
+    policy: &mut dyn FnMut(u32) -> Policy,
+    pace: &mut Pace,
+) -> Result<Flushed, StoreError> {
+    let view = store.view();
+    let mut reader = FrameReader::files(store.dir(), store.id());
+    let header = reader.header(base)?;
+    let path = segment_path(store.dir(), base);
+    let mut entries = Vec::new();
+    let damage = collect(
+        &mut reader,
+        Cursor::at_start(&header),
+        &path,
+        |header, frame| {
+            for entry in Entries::new(frame, header).map_while(Result::ok) {
+                let EntryKind::Batch(key) = entry.kind else {
+                    continue;
+                };
+                let Ok(batch) = record_batch::parse_header(entry.bytes) else {
+                    continue;
+                };
+                if batch.next_offset() > view.start(key) {
+                    entries.push(Entry {
+                        key,
+                        offset: batch.base_offset,
+                        at: header.lsn - base + (entry.at + ENTRY_HEADER) as u64,
+                        len: entry.bytes.len() as u32,
+                        time: batch_time(&batch, header),
+                    });
+                }
+            }
+            pace.worked(header.size());
+        },
+    )?;
+    drop(reader);
+    // Stable, and offsets of a partition already ascend.
+    entries.sort_by_key(|entry| (entry.key, entry.offset));
+    let mut flushed = Flushed {
+        file: None,
+        end_lsn: header.end(),
+        damage,
+        invalid: 0,
+    };
+    let file = File::open(&path).map_err(StoreError::io("cannot open", &path))?;
+    let (number, sst) = store.next_file(0);
+    let mut output = Output {
+        path: sst,
+        info: SstInfo {
+            id: store.id(),
+            number,
+            lsn_start: view.flushed_lsn.max(base),
+            lsn_end: header.end(),
+            created_ms: unix_ms(),
+        },
+        writer: None,
+    };
+    let mut rebatcher: Option<(Policy, Rebatcher)> = None;
+    let mut buffer = Vec::new();
+    let mut rest = &entries[..];
+    while let Some(first) = rest.first() {
+        let key = first.key;
+        let count = rest.iter().take_while(|entry| entry.key == key).count();
+        let (own, others) = rest.split_at(count);
+        rest = others;
+        let wanted = policy(key.topic);
+        if wanted.deleted {
+            continue;
+        }
+        if rebatcher
+            .as_ref()
+            .is_none_or(|(p, _)| p.codec != wanted.codec)
+        {
+            rebatcher = Some((wanted.clone(), Rebatcher::new(wanted.codec, target)));
+        }
+        let Some((_, rebatcher)) = &mut rebatcher else {
+            continue;
+        };
+        let mut failed = None;
+        let mut time = i64::MIN;
+        for entry in own {
+            buffer.resize(entry.len as usize, 0);
+            file.read_exact_at(&mut buffer, entry.at)
+                .map_err(StoreError::io("cannot read", &path))?;
+            time = time.max(entry.time);
+            let pushed = rebatcher.push(&buffer, &mut |batch| {
+                output.put(key, batch, time, &mut failed);
+            });
+            flushed.invalid += u64::from(pushed.is_err());
+            pace.worked(entry.len as usize);
+        }
+        rebatcher.finish(&mut |batch| output.put(key, batch, time, &mut failed));
+        if let Some(error) = failed {
+            return Err(error);
+        }
+    }
+    flushed.file = output.finish()?;
+    // What was read of the segment is not read again.
+    advise_unneeded(&file);
+    Ok(flushed)
+}
+
+/// Calls `take` with every frame of a segment. Behind damage it looks for the next whole frame of the same
+/// segment.
+fn collect(
+    reader: &mut FrameReader,
+    mut cursor: Cursor,
+    path: &Path,
+    mut take: impl FnMut(&FrameHeader, &[u8]),
+) -> Result<Vec<(u64, String)>, StoreError> {
+    let mut damage = Vec::new();
+    loop {
+        match cursor.step(reader, &mut take) {
+            Ok(Some(())) => continue,
+            Ok(None) => return Ok(damage),
+            Err(error) if error.is_blank() && !follows(reader, &cursor)? => return Ok(damage),
+            Err(error @ FetchError::Io { .. }) => return Err(error.into()),
+            Err(error) => damage.push((cursor.lsn - cursor.base, error.to_string())),
+        }
+        tracing::error!(path = %path.display(), "{}", damage[damage.len() - 1].1);
+        if !resume(reader, &mut cursor)? {
+            return Ok(damage);
+        }
+    }
+}
+
+/// Whether a whole frame lies behind the cursor: then the blank at the cursor is damage.
+fn follows(reader: &mut FrameReader, cursor: &Cursor) -> Result<bool, StoreError> {
+    let mut behind = *cursor;
+    resume(reader, &mut behind)
+}
+
+/// Moves the cursor to the next whole frame of its segment; false: there is none.
+fn resume(reader: &mut FrameReader, cursor: &mut Cursor) -> Result<bool, StoreError> {
+    let mut lsn = cursor.lsn + FRAME_ALIGN as u64;
+    while lsn + FRAME_ALIGN as u64 <= cursor.segment_end() {
+        match reader.with_frame(cursor.base, lsn, |header, _| (header.seq, header.prev_crc)) {
+            Ok((seq, prev_crc)) if seq >= cursor.next_seq => {
+                (cursor.lsn, cursor.next_seq, cursor.prev_crc) = (lsn, seq, prev_crc);
+                return Ok(true);
+            }
+            Ok(_) => {}
+            Err(error @ FetchError::Io { .. }) => return Err(error.into()),
+            Err(_) => {}
+        }
+        lsn += FRAME_ALIGN as u64;
+    }
+    Ok(false)
+}
+
+/// An SST that is made when its first batch comes.
+pub(super) struct Output {
+    pub(super) path: PathBuf,
+    pub(super) info: SstInfo,
+    pub(super) writer: Option<SstWriter>,
+}
+
+impl Output {
+    /// Writes a batch; keeps the first error.
+    pub(super) fn put(
+        &mut self,
+        key: PartitionKey,
+        batch: &[u8],
+        time: i64,
+        failed: &mut Option<StoreError>,
+    ) {
+        if failed.is_some() {
+            return;
+        }
+        let result = (|| {
+            let writer = match &mut self.writer {
+                Some(writer) => writer,
+                none => none.insert(SstWriter::create(&self.path, self.info)?),
+            };
+            writer.batch(key, batch, time)
+        })();
+        *failed = result.err().map(StoreError::from);
+    }
+
+    /// Ends the file; `None`: nothing was written.
+    pub(super) fn finish(self) -> Result<Option<FileMeta>, StoreError> {
+        let Some(writer) = self.writer else {
+            return Ok(None);
+        };
+        let made = writer.finish()?;
+        Ok(Some(FileMeta {
+            number: self.info.number,
+            lsn_start: self.info.lsn_start,
+            lsn_end: self.info.lsn_end,
+            bytes: made.file_bytes,
+            records: made.records,
+            data_bytes: made.data_bytes,
+            min_time: made.min_time,
+            max_time: made.max_time,
+            merges: 0,
+        }))
+    }
+}
+
+pub(super) fn unix_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |t| t.as_millis() as i64)
+}
+
+/// Tells the kernel that the file's pages need not stay.
+pub(super) fn advise_unneeded(file: &File) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the descriptor is open; fadvise touches no memory of the process.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+}

@@ -1,0 +1,238 @@
+//! The thread that moves a shard's messages from its log into SSTs, merges those, and drops what retention lets
+//! go. An ordinary thread of low priority; never an lcore.
+//!
+//! Invariant: whatever a step made is durable and in the manifest before what it was made of goes. A kill between
+//! any two steps costs work, nothing else.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::error::StoreError;
+use super::flush::flush;
+use super::manifest::Edit;
+use super::pace::Pace;
+use super::policy::Policies;
+use super::store::Store;
+use crate::storage::wal::WalShared;
+use crate::storage::wal::segment::{SEGMENT_HEADER, list_segments, segment_path};
+
+/// How often the thread looks for work: a segment fills in a tenth of that at most.
+const PERIOD: Duration = Duration::from_millis(100);
+/// After an error the next attempt waits: a full disk does not empty itself sooner.
+const RETRY: Duration = Duration::from_secs(2);
+/// So many segments behind, flushing goes at full speed: the log must not grow without end.
+const BEHIND: usize = 3;
+/// Nice value of the thread: what the messages leave of the CPU.
+const NICE: i32 = 10;
+
+/// What maintenance needs to know.
+#[derive(Clone)]
+pub struct MaintainConfig {
+    /// Bytes of records in a merged batch.
+    pub batch_target: usize,
+    /// What is to become of each topic.
+    pub policies: Policies,
+}
+
+/// The running thread; stops when dropped.
+pub struct Maintainer {
+    shared: Arc<Stop>,
+    handle: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Stop {
+    stop: AtomicBool,
+    lock: Mutex<()>,
+    wake: Condvar,
+}
+
+impl Stop {
+    fn sleep(&self, time: Duration) {
+        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.stop.load(Ordering::Acquire) {
+            let _unlocked = self.wake.wait_timeout(guard, time);
+        }
+    }
+}
+
+impl Maintainer {
+    /// Starts the thread for a shard.
+    pub fn start(
+        store: Arc<Store>,
+        wal: Arc<WalShared>,
+        config: MaintainConfig,
+    ) -> io::Result<Maintainer> {
+        let shared = Arc::new(Stop::default());
+        let handle = std::thread::Builder::new()
+            .name(format!("store-{}", store.id().shard))
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || {
+                    lower_priority();
+                    let mut maintenance = Maintenance::new(store, wal, config);
+                    let mut said = String::new();
+                    while !shared.stop.load(Ordering::Acquire) {
+                        match maintenance.step() {
+                            Ok(true) => said.clear(),
+                            Ok(false) => shared.sleep(PERIOD),
+                            Err(error) => {
+                                let text = error.to_string();
+                                if text != said {
+                                    let shard = maintenance.store.id().shard;
+                                    tracing::error!(
+                                        shard,
+                                        "cannot tidy the store: {text}; trying again"
+                                    );
+                                    said = text;
+                                }
+                                shared.sleep(RETRY);
+                            }
+                        }
+                    }
+                }
+            })?;
+        Ok(Maintainer {
+            shared,
+            handle: Some(handle),
+        })
+    }
+}
+
+impl Drop for Maintainer {
+    fn drop(&mut self) {
+        {
+            let _guard = self
+                .shared
+                .lock
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            self.shared.stop.store(true, Ordering::Release);
+        }
+        self.shared.wake.notify_all();
+        if let Some(handle) = self.handle.take() {
+            let _ = handle.join();
+        }
+    }
+}
+
+/// The work, step by step; the thread's, or a test's.
+pub struct Maintenance {
+    store: Arc<Store>,
+    wal: Arc<WalShared>,
+    config: MaintainConfig,
+}
+
+impl Maintenance {
+    /// Of a shard whose log has been opened.
+    pub fn new(store: Arc<Store>, wal: Arc<WalShared>, config: MaintainConfig) -> Maintenance {
+        Maintenance { store, wal, config }
+    }
+
+    /// Does the most urgent thing there is to do; false: nothing. Cost: up to a segment's flush.
+    pub fn step(&mut self) -> Result<bool, StoreError> {
+        let dir = self.store.dir().to_owned();
+        let bases = list_segments(&dir).map_err(StoreError::io("cannot list", &dir))?;
+        let recycled = self.recycle(&bases)?;
+        Ok(self.flush_next(&bases)? || recycled)
+    }
+
+    /// Flushes the oldest sealed segment.
+    fn flush_next(&mut self, bases: &[u64]) -> Result<bool, StoreError> {
+        let flushed = self.store.view().flushed_lsn;
+        let durable = self.wal.durable_lsn();
+        // Sealed: a frame of the next segment is durable.
+        let sealed: Vec<u64> = bases
+            .windows(2)
+            .filter(|pair| pair[0] >= flushed && durable > pair[1] + SEGMENT_HEADER as u64)
+            .map(|pair| pair[0])
+            .collect();
+        let Some(&base) = sealed.first() else {
+            return Ok(false);
+        };
+        let cpu = cpu_ns();
+        let mut pace = Pace::new(sealed.len() >= BEHIND);
+        let policies = Arc::clone(&self.config.policies);
+        let done = flush(
+            &self.store,
+            base,
+            self.config.batch_target,
+            &mut |topic| policies(topic),
+            &mut pace,
+        )?;
+        let stats = &self.store.stats;
+        self.store.commit(&Edit::Flush {
+            add: done.file,
+            flushed_lsn: done.end_lsn,
+        })?;
+        stats.flushes.fetch_add(1, Ordering::Relaxed);
+        stats
+            .flush_read_bytes
+            .fetch_add(done.end_lsn - base, Ordering::Relaxed);
+        let written = done.file.map_or(0, |file| file.bytes);
+        stats
+            .flush_written_bytes
+            .fetch_add(written, Ordering::Relaxed);
+        stats
+            .flush_cpu_ns
+            .fetch_add(cpu_ns().saturating_sub(cpu), Ordering::Relaxed);
+        if done.invalid > 0 {
+            tracing::error!(
+                path = %segment_path(self.store.dir(), base).display(),
+                "{} entries are no valid record batches and were left out", done.invalid
+            );
+        }
+        if !done.damage.is_empty() {
+            // What could not be read stays for whoever can make something of it.
+            let path = segment_path(self.store.dir(), base);
+            let kept = path.with_extension("seg.damaged");
+            std::fs::rename(&path, &kept).map_err(StoreError::io("cannot rename", &path))?;
+            tracing::error!(
+                "the rest of the segment is in SSTs; it is kept as {}",
+                kept.display()
+            );
+        }
+        // From here on readers look for it in the SST.
+        self.wal.index().release(done.end_lsn);
+        Ok(true)
+    }
+
+    /// Gives flushed segments that recovery does not need to the log again.
+    fn recycle(&self, bases: &[u64]) -> Result<bool, StoreError> {
+        let flushed = self.store.view().flushed_lsn;
+        let needed = self.wal.index().release(flushed).min(self.wal.checkpoint());
+        let mut any = false;
+        for pair in bases.windows(2) {
+            let (base, end) = (pair[0], pair[1]);
+            if end > flushed || end > needed {
+                break;
+            }
+            let path = segment_path(self.store.dir(), base);
+            self.wal
+                .recycle(base)
+                .map_err(StoreError::io("cannot recycle", &path))?;
+            any = true;
+        }
+        Ok(any)
+    }
+}
+
+/// CPU time of this thread, in ns.
+fn cpu_ns() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is a timespec to write to.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Lets the messages have the CPU first. Without the right to, it stays as it was.
+fn lower_priority() {
+    // SAFETY: changes the calling thread's nice value alone; touches no memory.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, libc::gettid() as libc::id_t, NICE) };
+}
