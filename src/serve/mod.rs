@@ -172,6 +172,7 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
         watch.look(&store);
     }
     tracing::info!("stopping: storing what has been received");
+    store.maintainers.clear();
     phase.stop();
     let mut failure: Option<Error> = None;
     for handle in handles {

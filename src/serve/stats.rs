@@ -243,7 +243,10 @@ pub(super) fn answers(sources: &Arc<Sources>, store: &OpenStore) -> Answers {
         store
             .shared
             .iter()
-            .map(|shared| Mutex::new(LogReader::live(Arc::clone(shared))))
+            .zip(&store.stores)
+            .map(|(shared, files)| {
+                Mutex::new(LogReader::with_store(Arc::clone(shared), Arc::clone(files)))
+            })
             .collect(),
     );
     let stats = Arc::clone(sources);

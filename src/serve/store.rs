@@ -1,5 +1,6 @@
 //! Opening the store: catalog, topics, and each shard's log with its recovered state.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crossbeam_queue::ArrayQueue;
@@ -7,6 +8,9 @@ use crossbeam_queue::ArrayQueue;
 use crate::config::Config;
 use crate::net::rx::Place;
 use crate::shard::{DEFAULT_PENDING_ACKS, DEFAULT_PRODUCERS, GapReport, Recovered, ShardConfig};
+use crate::storage::lsm::{MaintainConfig, Maintainer, Policies, Policy, Store};
+use crate::storage::wal::LogId;
+use crate::storage::wal::segment::shard_dir;
 use crate::storage::{
     Catalog, PartitionKey, RecoveryReport, TopicSpec, WalConfig, WalShared, WalWriter,
 };
@@ -28,6 +32,10 @@ pub(super) struct OpenStore {
     pub catalog: Catalog,
     pub shards: Vec<OpenShard>,
     pub shared: Vec<Arc<WalShared>>,
+    /// By shard: what its log became.
+    pub stores: Vec<Arc<Store>>,
+    /// The threads that move messages from the logs into SSTs; stopped before the logs are closed.
+    pub maintainers: Vec<Maintainer>,
     pub gaps: Vec<Arc<ArrayQueue<GapReport>>>,
     /// By index of the topic in the configuration: where its partitions are.
     pub places: Vec<Vec<Place>>,
@@ -77,7 +85,9 @@ pub(super) fn open(config: &Config) -> Result<OpenStore, Error> {
         places.push(own);
     }
 
+    let policies = policies(config, &catalog);
     let (mut shards, mut shared, mut gaps) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut stores, mut maintainers) = (Vec::new(), Vec::new());
     for (shard, partitions) in keys.into_iter().enumerate() {
         let queue = Arc::new(ArrayQueue::new(GAP_QUEUE));
         let shard_config = ShardConfig {
@@ -88,6 +98,11 @@ pub(super) fn open(config: &Config) -> Result<OpenStore, Error> {
             wakes: Vec::new(),
         };
         let mut recovered = Recovered::new(&shard_config);
+        let id = LogId {
+            store: catalog.store_id(),
+            shard: shard as u16,
+        };
+        let files = Store::open(&shard_dir(&config.storage.path, id.shard), id)?;
         let wal_config = WalConfig {
             segment_size: config.storage.segment_size,
             prepared_segments: usize::from(config.storage.prepared_segments),
@@ -96,6 +111,7 @@ pub(super) fn open(config: &Config) -> Result<OpenStore, Error> {
             commit_size: config.storage.commit_size as usize,
             commits_in_flight: usize::from(config.storage.commits_in_flight),
             linger: config.storage.linger,
+            flushed_lsn: files.view().flushed_lsn,
             ..WalConfig::new(&config.storage.path, catalog.store_id())
         };
         let (wal, view, report) = WalWriter::open(&wal_config, shard as u16, &mut recovered)?;
@@ -106,6 +122,15 @@ pub(super) fn open(config: &Config) -> Result<OpenStore, Error> {
                 recovered.malformed()
             );
         }
+        maintainers.push(Maintainer::start(
+            Arc::clone(&files),
+            Arc::clone(&view),
+            MaintainConfig {
+                batch_target: config.storage.batch_target as usize,
+                policies: Arc::clone(&policies),
+            },
+        )?);
+        stores.push(files);
         shards.push(OpenShard {
             config: shard_config,
             recovered,
@@ -118,10 +143,29 @@ pub(super) fn open(config: &Config) -> Result<OpenStore, Error> {
         catalog,
         shards,
         shared,
+        stores,
+        maintainers,
         gaps,
         places,
         topic_of,
     })
+}
+
+/// What is to become of each topic's messages: what the configuration says; topics that it does not name are kept as
+/// they are.
+fn policies(config: &Config, catalog: &Catalog) -> Policies {
+    let by_id: HashMap<u32, Policy> = config
+        .topics
+        .iter()
+        .filter_map(|topic| {
+            let policy = Policy {
+                codec: topic.compression,
+                ..Policy::default()
+            };
+            Some((catalog.topic(&topic.name)?.id, policy))
+        })
+        .collect();
+    Arc::new(move |topic| by_id.get(&topic).cloned().unwrap_or_default())
 }
 
 /// What recovery read, kept and cut off, for the log.

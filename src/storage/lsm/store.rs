@@ -239,6 +239,7 @@ impl Store {
             next_number: 1,
             ..State::default()
         };
+        fs::create_dir_all(dir).map_err(StoreError::io("cannot make the folder", dir))?;
         let manifest = Manifest::open(dir, id, fresh)?;
         let state = manifest.state().clone();
         let found = check_files(dir, &state)?;
