@@ -1,4 +1,4 @@
-//! `taffrail verify`: reads every WAL file of a store and says what is not as it should be.
+//! `taffrail verify`: reads every file of a store and says what is not as it should be.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::CliResult;
 use crate::storage::verify::{Severity, verify};
 
-/// Check the files of a store: every frame, every record batch, every offset
+/// Check the files of a store: every block and frame, every record batch, every offset
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Folder of the store
@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> CliResult {
         }
         writeln!(
             out,
-            "{} shards ({} closed cleanly), {} segments and {} prepared, {} frames with {} batches and {} records, {} bytes",
+            "{} shards ({} closed cleanly), {} segments and {} prepared, {} frames with {} batches and {} records, {} bytes; {} SSTs with {} batches and {} records, {} bytes",
             report.shards,
             report.clean,
             report.segments,
@@ -62,7 +62,11 @@ pub fn run(args: &Args) -> CliResult {
             report.frames,
             report.batches,
             report.records,
-            report.bytes
+            report.bytes,
+            report.ssts,
+            report.sst_batches,
+            report.sst_records,
+            report.sst_bytes
         )?;
     }
     if report.is_sound() {

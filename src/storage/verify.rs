@@ -1,5 +1,6 @@
-//! Checks a store's files: every frame's place and CRC, the chain over all segments, every record
-//! batch, and that each partition's offsets follow each other. Reads only.
+//! Checks a store's files: the manifest; every page, block and batch of the SSTs; every frame's place and CRC, the
+//! chain over all segments, every record batch; and that each partition's offsets follow each other, from the
+//! SSTs into the log. Reads only.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,6 +12,9 @@ use serde::Serialize;
 use super::PartitionKey;
 use super::catalog::{Catalog, CatalogError};
 use super::inspect::{EntryInfo, InspectError, Item, inspect};
+use super::lsm::sst::SstReader;
+use super::lsm::store::{list_files, sst_path};
+use super::lsm::{StoreError, manifest};
 use super::wal::frame::LogId;
 use super::wal::segment::{SegmentError, list_segments, segment_path, shard_dir};
 
@@ -66,10 +70,18 @@ pub struct VerifyReport {
     pub frames: u64,
     /// Bytes of whole frames.
     pub bytes: u64,
-    /// Record batches.
+    /// Record batches in them.
     pub batches: u64,
-    /// Records in them.
+    /// Records in those.
     pub records: u64,
+    /// SSTs.
+    pub ssts: u64,
+    /// Bytes of SSTs.
+    pub sst_bytes: u64,
+    /// Record batches in SSTs.
+    pub sst_batches: u64,
+    /// Records in those.
+    pub sst_records: u64,
     /// Shards whose log was closed cleanly.
     pub clean: u64,
     /// In the order of the files.
@@ -121,30 +133,130 @@ pub fn verify(
         for &base in &bases {
             total += fs::metadata(segment_path(&path, base)).map_or(0, |m| m.len());
         }
+        for number in list_files(&path).map_err(io(&path))? {
+            total += fs::metadata(sst_path(&path, number)).map_or(0, |m| m.len());
+        }
         shards.push((shard, path, bases));
     }
     shards.sort_unstable();
     let mut report = VerifyReport::default();
     let mut done = 0;
     for (shard, path, bases) in shards {
-        if bases.is_empty() {
-            continue;
-        }
-        report.shards += 1;
         let id = LogId {
             store: catalog.store_id(),
             shard,
         };
-        verify_shard(&path, id, &catalog, &bases, &mut report, |file, step| {
+        let mut step = |file: &Path, step| {
             done += step;
             progress(Progress {
                 path: file,
                 done,
                 total,
             });
-        });
+        };
+        let (flushed, ends) = verify_files(&path, id, &catalog, &mut report, &mut step);
+        if bases.is_empty() {
+            continue;
+        }
+        report.shards += 1;
+        // What is flushed and still there goes on from what was flushed before.
+        let ends = match bases.first() {
+            Some(&base) if base >= flushed => ends,
+            _ => HashMap::new(),
+        };
+        verify_shard(&path, id, &catalog, &bases, ends, &mut report, step);
     }
     Ok(report)
+}
+
+/// Checks the manifest of a shard and its SSTs. Returns up to where they hold the log, and where each partition ends in
+/// them.
+fn verify_files(
+    dir: &Path,
+    id: LogId,
+    catalog: &Catalog,
+    report: &mut VerifyReport,
+    step: &mut impl FnMut(&Path, u64),
+) -> (u64, HashMap<PartitionKey, i64>) {
+    let mut ends = HashMap::new();
+    let mut find = |path: PathBuf, position, severity, what| {
+        report.findings.push(Finding {
+            path,
+            position,
+            severity,
+            what,
+        });
+    };
+    let state = match manifest::load(dir, id) {
+        Ok(None) => return (0, ends),
+        Ok(Some(loaded)) => {
+            if loaded.torn > 0 {
+                let what = format!("{} bytes of an edit that was never completed", loaded.torn);
+                find(loaded.path, loaded.len, Severity::TornTail, what);
+            }
+            loaded.state
+        }
+        Err(error) => {
+            let (path, position) = match &error {
+                StoreError::Manifest { path, position, .. } => (path.clone(), *position),
+                _ => (dir.to_owned(), 0),
+            };
+            find(path, position, Severity::Damage, error.to_string());
+            return (0, ends);
+        }
+    };
+    let (mut ssts, mut bytes, mut batches, mut records) = (0, 0, 0, 0);
+    for file in &state.files {
+        let path = sst_path(dir, file.number);
+        let reader = match SstReader::open(&path, id) {
+            Ok(reader) => reader,
+            Err(error) => {
+                find(path, 0, Severity::Damage, error.to_string());
+                continue;
+            }
+        };
+        ssts += 1;
+        bytes += reader.footer().file_bytes;
+        let checked = reader.verify(|read| step(&path, read));
+        batches += checked.batches;
+        records += checked.records;
+        for finding in checked.findings {
+            let what = match finding.messages {
+                Some((key, first, end)) => format!(
+                    "{} partition {}, offsets {first} to {}: {}",
+                    topic_name(catalog, key.topic),
+                    key.partition,
+                    end - 1,
+                    finding.what
+                ),
+                None => finding.what,
+            };
+            find(path.clone(), finding.position, Severity::Damage, what);
+        }
+        for extent in checked.extents {
+            if let Some(end) = ends.insert(extent.key, extent.end_offset)
+                && end > extent.first_offset
+            {
+                let name = topic_name(catalog, extent.key.topic);
+                let what = format!(
+                    "{name} partition {}: offset {} where {end} or more comes next",
+                    extent.key.partition, extent.first_offset
+                );
+                find(path.clone(), 0, Severity::Damage, what);
+            }
+        }
+    }
+    report.ssts += ssts;
+    report.sst_bytes += bytes;
+    report.sst_batches += batches;
+    report.sst_records += records;
+    (state.flushed_lsn, ends)
+}
+
+fn topic_name(catalog: &Catalog, id: u32) -> String {
+    catalog
+        .topic_by_id(id)
+        .map_or(format!("topic {id}"), |topic| topic.name.clone())
 }
 
 /// A place where the chain broke; judged when it is known what lies behind.
@@ -159,6 +271,7 @@ fn verify_shard(
     id: LogId,
     catalog: &Catalog,
     bases: &[u64],
+    mut offsets: HashMap<PartitionKey, i64>,
     report: &mut VerifyReport,
     mut step: impl FnMut(&Path, u64),
 ) {
@@ -168,7 +281,6 @@ fn verify_shard(
     let mut next_base: Option<u64> = None;
     let mut max_durable = 0;
     let mut clean = false;
-    let mut offsets: HashMap<PartitionKey, i64> = HashMap::new();
     for &base in bases {
         let path = segment_path(dir, base);
         let damage = |position, what: String| Finding {
@@ -236,11 +348,7 @@ fn verify_shard(
                     };
                     report.batches += 1;
                     report.records += (*records).max(0) as u64;
-                    let name = || {
-                        catalog
-                            .topic_by_id(*topic)
-                            .map_or(format!("topic {topic}"), |t| t.name.clone())
-                    };
+                    let name = || topic_name(catalog, *topic);
                     if let Some(error) = error {
                         findings.push(damage(
                             frame.position,

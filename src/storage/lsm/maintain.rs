@@ -8,13 +8,14 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::error::StoreError;
-use super::flush::flush;
+use super::flush::{flush, unix_ms};
 use super::manifest::Edit;
 use super::pace::Pace;
 use super::policy::Policies;
+use super::retain::{expired, unneeded};
 use super::store::Store;
 use crate::storage::wal::WalShared;
 use crate::storage::wal::segment::{SEGMENT_HEADER, list_segments, segment_path};
@@ -25,6 +26,8 @@ const PERIOD: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_secs(2);
 /// So many segments behind, flushing goes at full speed: the log must not grow without end.
 const BEHIND: usize = 3;
+/// How often retention is looked at: a pass over all partitions, for what is counted in hours.
+const RETAIN_PERIOD: Duration = Duration::from_secs(1);
 /// Nice value of the thread: what the messages leave of the CPU.
 const NICE: i32 = 10;
 
@@ -124,12 +127,19 @@ pub struct Maintenance {
     store: Arc<Store>,
     wal: Arc<WalShared>,
     config: MaintainConfig,
+    /// When retention was last looked at.
+    retained: Option<Instant>,
 }
 
 impl Maintenance {
     /// Of a shard whose log has been opened.
     pub fn new(store: Arc<Store>, wal: Arc<WalShared>, config: MaintainConfig) -> Maintenance {
-        Maintenance { store, wal, config }
+        Maintenance {
+            store,
+            wal,
+            config,
+            retained: None,
+        }
     }
 
     /// Does the most urgent thing there is to do; false: nothing. Cost: up to a segment's flush.
@@ -137,7 +147,38 @@ impl Maintenance {
         let dir = self.store.dir().to_owned();
         let bases = list_segments(&dir).map_err(StoreError::io("cannot list", &dir))?;
         let recycled = self.recycle(&bases)?;
-        Ok(self.flush_next(&bases)? || recycled)
+        Ok(self.flush_next(&bases)? || self.retain()? || recycled)
+    }
+
+    /// Moves partitions' starts as retention asks, and removes the files that are left without a message.
+    fn retain(&mut self) -> Result<bool, StoreError> {
+        if self
+            .retained
+            .is_some_and(|last| last.elapsed() < RETAIN_PERIOD)
+        {
+            return Ok(false);
+        }
+        self.retained = Some(Instant::now());
+        let policies = Arc::clone(&self.config.policies);
+        let trims = expired(&self.store.view(), unix_ms(), &mut |topic| policies(topic));
+        let any = !trims.is_empty();
+        if any {
+            self.store.commit(&Edit::Trim(trims))?;
+        }
+        let view = self.store.view();
+        if let Some(edit) = unneeded(&view) {
+            if let Edit::Replace { remove, .. } = &edit {
+                let gone = view
+                    .files
+                    .iter()
+                    .filter(|f| remove.contains(&f.meta.number));
+                let records = gone.map(|file| file.meta.records).sum();
+                let stats = &self.store.stats;
+                stats.records_expired.fetch_add(records, Ordering::Relaxed);
+            }
+            self.store.commit(&edit)?;
+        }
+        Ok(any)
     }
 
     /// Flushes the oldest sealed segment.

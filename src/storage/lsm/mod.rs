@@ -11,6 +11,7 @@ pub mod manifest;
 pub mod pace;
 pub mod policy;
 pub mod rebatch;
+mod retain;
 pub mod sst;
 pub mod store;
 #[cfg(all(test, not(loom)))]

@@ -354,3 +354,59 @@ fn a_lost_file_or_edit_is_refused_and_named() {
     assert!(refused.is_some_and(|e| e.contains("repair")));
     assert!(sst.exists());
 }
+
+#[test]
+fn retention_drops_whole_files_and_moves_the_start() {
+    let mut shard = Shard::new(Policy::default());
+    let fill = |shard: &mut Shard, files: usize| {
+        while shard.open.as_ref().unwrap().store.view().files.len() < files {
+            shard.append(key(0), 10, 2000);
+            shard.append(key(1), 1, 100);
+            shard.maintain();
+        }
+    };
+    fill(&mut shard, 5);
+    let view = shard.open.as_ref().unwrap().store.view();
+    let keep = view.extents(key(0))[3..].iter().map(|e| e.bytes).sum();
+    let start = view.extents(key(0))[3].first;
+    let paths: Vec<_> = view.files.iter().map(|f| f.path().to_owned()).collect();
+    drop(view);
+    // By bytes: only the one partition has so many.
+    shard.policy.retention_bytes = Some(keep);
+    shard.restart(false);
+    shard.maintain();
+    let end = shard.model[&key(0)].len() as i64;
+    assert_eq!(shard.reader().bounds(key(0)).unwrap(), (start, end));
+    assert_eq!(shard.reader().bounds(key(1)).unwrap().0, 0);
+    assert_eq!(shard.read(key(0), start, 1 << 20).len() as i64, end - start);
+    assert!(
+        shard
+            .reader()
+            .read(key(0), start - 1, 1, &mut Vec::new())
+            .is_err()
+    );
+    assert_eq!(
+        shard.reader().offset_for_time(key(0), 0).unwrap(),
+        Some(start)
+    );
+    // The other partition needs all files.
+    assert!(paths.iter().all(|path| path.exists()));
+    // By age: everything in SSTs arrived some milliseconds ago.
+    std::thread::sleep(Duration::from_millis(5));
+    shard.policy.retention_ms = Some(1);
+    shard.restart(true);
+    shard.maintain();
+    let (start, end) = shard.reader().bounds(key(1)).unwrap();
+    let values = &shard.model[&key(1)];
+    assert_eq!(end, values.len() as i64);
+    let rest: Vec<_> = (start..)
+        .zip(values[start as usize..].iter().cloned())
+        .collect();
+    assert_eq!(shard.read(key(1), start, 1 << 20), rest);
+    assert!(paths.iter().all(|path| !path.exists()));
+    shard.restart(false);
+    assert_eq!(shard.reader().bounds(key(1)).unwrap(), (start, end));
+    // What follows is as before.
+    shard.append(key(1), 2, 10);
+    assert_eq!(shard.read(key(1), end, 1 << 20).len(), 2);
+}
