@@ -12,6 +12,7 @@
 pub mod api_versions;
 pub mod error;
 pub mod fetch;
+pub mod groups;
 pub mod header;
 pub mod list_offsets;
 pub mod metadata;
