@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod fetch;
+pub mod groups;
 pub mod inflight;
 pub mod list_offsets;
 pub mod producer_ids;
