@@ -162,7 +162,6 @@ impl Coordinator {
                 group_id: group.id.to_string().into(),
                 protocol_type: group.protocol_type.clone().unwrap_or_default().into(),
                 group_state: group.state.name().into(),
-                ..ListedGroup::default()
             })
             .collect();
         let response = ListGroupsResponse {

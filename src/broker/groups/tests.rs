@@ -1088,7 +1088,6 @@ fn groups_are_listed_described_and_deleted() {
     for (filter, count) in [(vec![], 1), (vec!["stable"], 1), (vec!["Empty"], 0)] {
         let request = ListGroupsRequest {
             states_filter: filter.into_iter().map(Cow::from).collect(),
-            ..ListGroupsRequest::default()
         };
         let token = bench.send(4, Request::ListGroups(request));
         let Response::ListGroups(response) = bench.take(token) else {
