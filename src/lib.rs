@@ -11,6 +11,7 @@ pub mod config;
 pub mod control;
 #[cfg(feature = "dpdk")]
 pub mod eal;
+pub mod fallback;
 pub mod memory;
 pub mod net;
 #[cfg(feature = "dpdk")]
