@@ -7,7 +7,7 @@
 
 pub mod kafka;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -19,6 +19,7 @@ use toml::Spanned;
 
 use crate::storage::lsm::codec::{Codec, UnknownCodec};
 use crate::storage::lsm::rebatch::DEFAULT_TARGET;
+use crate::storage::topic_settings;
 
 /// Most partitions that one topic may have. The index of a partition is 32 bits wide everywhere;
 /// this keeps a slip of the keyboard from asking for gigabytes of partition state.
@@ -226,6 +227,8 @@ pub struct Topic {
     pub priority: u8,
     /// How its batches are compressed when they leave the WAL.
     pub compression: Codec,
+    /// Settings by Kafka's names.
+    pub settings: BTreeMap<String, String>,
 }
 
 /// How a datagram becomes messages.
@@ -354,6 +357,8 @@ struct RawTopic {
     partitions: Option<Spanned<i64>>,
     priority: Option<Spanned<i64>>,
     compression: Option<Spanned<String>>,
+    #[serde(default)]
+    settings: BTreeMap<String, Spanned<toml::Value>>,
 }
 
 #[derive(Deserialize)]
@@ -519,6 +524,7 @@ impl Checker<'_> {
                         self.error(&text, "topic.compression", error.to_string())
                     })?,
                 },
+                settings: self.topic_settings(raw.settings)?,
             });
         }
 
@@ -797,6 +803,27 @@ impl Checker<'_> {
             ));
         }
         Ok(port)
+    }
+
+    fn topic_settings(
+        &self,
+        raw: BTreeMap<String, Spanned<toml::Value>>,
+    ) -> Result<BTreeMap<String, String>, ConfigError> {
+        let mut settings = BTreeMap::new();
+        for (name, value) in raw {
+            let key = format!("topic.settings.\"{name}\"");
+            let text = match value.get_ref() {
+                toml::Value::String(text) => text.clone(),
+                toml::Value::Integer(number) => number.to_string(),
+                toml::Value::Float(number) => number.to_string(),
+                toml::Value::Boolean(flag) => flag.to_string(),
+                _ => return Err(self.error(&value, &key, "a text or a number is wanted")),
+            };
+            topic_settings::check(&name, Some(&text))
+                .map_err(|reason| self.error(&value, &key, reason))?;
+            settings.insert(name, text);
+        }
+        Ok(settings)
     }
 
     fn topic_name(&self, name: &Spanned<String>) -> Result<(), ConfigError> {
@@ -1122,6 +1149,18 @@ mod tests {
                 10,
                 "topic.name",
                 "another topic",
+            ),
+            (
+                "[[topic]]\nname = \"u\"\nsettings = { \"retention.ms\" = \"soon\" }\n",
+                11,
+                "topic.settings.\"retention.ms\"",
+                "-1 to",
+            ),
+            (
+                "[[topic]]\nname = \"u\"\nsettings = { \"retention.hours\" = 3 }\n",
+                11,
+                "retention.hours",
+                "retention.ms",
             ),
             (
                 "[[topic]]\nname = \"u\"\ncompression = \"zstd:20\"\n",

@@ -37,6 +37,7 @@ fuzz_target!(|data: &[u8]| {
                 wanted.push(TopicSpec {
                     name: topic.name.clone(),
                     partitions: topic.partitions(),
+                    settings: topic.settings.clone(),
                 });
             }
             let old = catalog.topics().to_vec();
@@ -47,6 +48,7 @@ fuzz_target!(|data: &[u8]| {
             wanted.push(TopicSpec {
                 name: "added".to_owned(),
                 partitions: 2,
+                settings: Default::default(),
             });
             if catalog.ensure(&wanted, shards).is_ok() {
                 let again = Catalog::open_read_only(&dir).expect("it wrote it itself");

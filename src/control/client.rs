@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use super::protocol::{Answer, MAX_READ, Position, ReadAnswer, Request, Stats, TopicInfo};
+use super::protocol::{
+    Answer, MAX_READ, Position, ReadAnswer, Request, Stats, TopicChange, TopicInfo,
+};
 
 /// A server that takes longer than this to answer hangs.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -69,6 +71,11 @@ impl ControlClient {
     /// The topics and their bounds.
     pub fn topics(&mut self) -> Result<Vec<TopicInfo>, ControlError> {
         self.ask(&Request::Topics)
+    }
+
+    /// Changes topics; it is durable and in force on return.
+    pub fn change(&mut self, change: TopicChange) -> Result<(), ControlError> {
+        self.ask(&Request::Change(change))
     }
 
     /// Appends whole record batches from position `from` on to `out`; at most `max_bytes` bytes, or

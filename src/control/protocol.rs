@@ -31,6 +31,43 @@ pub enum Request {
         /// Most bytes wanted; one batch is returned even if it is larger.
         max_bytes: u32,
     },
+    /// A change of the topics: answered with nothing, when it is durable and in force.
+    Change(TopicChange),
+}
+
+/// A change of a running server's topics.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TopicChange {
+    /// A new topic.
+    Create {
+        /// Its name.
+        name: String,
+        /// Its number of partitions.
+        partitions: u32,
+        /// Settings by Kafka's names.
+        #[serde(default)]
+        settings: BTreeMap<String, String>,
+    },
+    /// A topic and its messages go.
+    Delete {
+        /// Its name.
+        name: String,
+    },
+    /// A topic gets more partitions.
+    AddPartitions {
+        /// Its name.
+        name: String,
+        /// How many it has then in all.
+        partitions: u32,
+    },
+    /// Settings are changed; those that are null get their defaults.
+    Alter {
+        /// The topic's name.
+        name: String,
+        /// Settings by Kafka's names.
+        settings: BTreeMap<String, Option<String>>,
+    },
 }
 
 /// Where a read begins.

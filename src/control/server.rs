@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::protocol::{
-    Answer, MAX_READ, MAX_REQUEST, Position, ReadAnswer, Request, Stats, TopicInfo,
+    Answer, MAX_READ, MAX_REQUEST, Position, ReadAnswer, Request, Stats, TopicChange, TopicInfo,
 };
 
 /// Connections served at the same time: operators and scrapers, not clients.
@@ -29,6 +29,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 pub type ReadFn =
     dyn Fn(&str, u32, Position, u32, &mut Vec<u8>) -> Result<ReadAnswer, String> + Send + Sync;
 
+/// A change of the topics.
+pub type ChangeFn = dyn Fn(TopicChange) -> Result<(), String> + Send + Sync;
+
 /// What the server can answer.
 pub struct Answers {
     /// Takes a snapshot of the counters.
@@ -37,6 +40,8 @@ pub struct Answers {
     pub topics: Box<dyn Fn() -> Vec<TopicInfo> + Send + Sync>,
     /// Reads record batches.
     pub read: Box<ReadFn>,
+    /// Changes topics.
+    pub change: Box<ChangeFn>,
 }
 
 /// A listening control socket. Dropping it stops its threads and removes the socket.
@@ -185,6 +190,10 @@ fn serve(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
             )?,
             Ok(Request::Stats) => send(stream, &Answer::Ok((shared.answers.stats)()), &[])?,
             Ok(Request::Topics) => send(stream, &Answer::Ok((shared.answers.topics)()), &[])?,
+            Ok(Request::Change(change)) => match (shared.answers.change)(change) {
+                Ok(()) => send(stream, &Answer::Ok(()), &[])?,
+                Err(reason) => send(stream, &Answer::<()>::Error(reason), &[])?,
+            },
             Ok(Request::Read {
                 topic,
                 partition,
@@ -222,6 +231,7 @@ mod tests {
                 ..Stats::default()
             }),
             topics: Box::new(Vec::new),
+            change: Box::new(|change| Err(format!("no: {change:?}"))),
             read: Box::new(|topic, partition, from, most, out| {
                 if topic != "t" {
                     return Err(format!("no topic \"{topic}\""));

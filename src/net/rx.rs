@@ -6,7 +6,8 @@
 //! of its topic (handed to the shard, or dropped by reason). An mbuf is either freed here or its
 //! handle is in a ring. The loop allocates nothing, takes no lock and makes no system call.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_queue::ArrayQueue;
 
@@ -39,8 +40,8 @@ const ANNOUNCE_INTERVAL_NS: u64 = 10_000_000;
 /// Where a raw UDP source leads.
 #[derive(Debug, Clone)]
 pub struct Route {
-    /// Index of the topic among the server's.
-    pub topic: u16,
+    /// The topic's counters.
+    pub counters: Arc<TopicCounters>,
     /// How a partition is chosen.
     pub choice: Choice,
     /// 0 is shed first, 7 last.
@@ -67,6 +68,15 @@ pub struct Place {
     pub local: u32,
 }
 
+/// A topic as producers of the datagram protocol reach it.
+#[derive(Debug)]
+pub struct ServedRoute {
+    /// Its counters.
+    pub counters: Arc<TopicCounters>,
+    /// Its partitions.
+    pub places: Vec<Place>,
+}
+
 /// What every rx lcore knows of the topics.
 #[derive(Debug)]
 pub struct Routes {
@@ -74,14 +84,126 @@ pub struct Routes {
     pub raw: Vec<Route>,
     /// Names and ids, for greetings.
     pub table: TopicTable,
-    /// By topic id: the topic's index and its partitions; empty for ids that are not served.
-    pub by_id: Vec<(u16, Vec<Place>)>,
-    /// By shard and local index: the topic's index.
-    pub topic_of: Vec<Vec<u16>>,
+    /// By topic id; `None` for ids that are not served.
+    pub by_id: Vec<Option<Arc<ServedRoute>>>,
+    /// By shard and local index: the topic's counters; `None` where it was deleted.
+    pub topic_of: Vec<Vec<Option<Arc<TopicCounters>>>>,
+}
+
+/// The routes of the moment, for every rx lcore. Whoever publishes newer ones also frees the older ones, when
+/// no lcore uses them any more.
+#[derive(Debug)]
+pub struct RouteCell {
+    version: AtomicU64,
+    routes: Mutex<RouteList>,
+}
+
+#[derive(Debug)]
+struct RouteList {
+    current: Arc<Routes>,
+    old: Vec<Arc<Routes>>,
+}
+
+impl RouteCell {
+    /// With the routes to begin with.
+    pub fn new(routes: Routes) -> Self {
+        Self {
+            version: AtomicU64::new(0),
+            routes: Mutex::new(RouteList {
+                current: Arc::new(routes),
+                old: Vec::new(),
+            }),
+        }
+    }
+
+    /// The newest routes.
+    pub fn current(&self) -> Arc<Routes> {
+        let list = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&list.current)
+    }
+
+    /// Replaces them; the lcores take them over within some milliseconds.
+    pub fn publish(&self, routes: Routes) {
+        let mut list = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut list.current, Arc::new(routes));
+        list.old.push(old);
+        list.old.retain(|routes| Arc::strong_count(routes) > 1);
+        drop(list);
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Replaces `routes` where there are newer ones than version `seen`. Never waits, allocates or frees.
+    #[inline]
+    fn refresh(&self, seen: &mut u64, routes: &mut Arc<Routes>) {
+        let version = self.version.load(Ordering::Acquire);
+        if version != *seen
+            && let Ok(list) = self.routes.try_lock()
+        {
+            *routes = Arc::clone(&list.current);
+            *seen = version;
+        }
+    }
+}
+
+/// What is counted of a topic before its messages are in a shard's hands.
+#[derive(Debug)]
+pub struct TopicCounters {
+    /// By rx lcore; written by that lcore alone.
+    pub lcores: Box<[TopicRx]>,
+    /// Of all kernel threads.
+    pub kernel: TopicKernel,
+}
+
+impl TopicCounters {
+    /// For so many rx lcores.
+    pub fn new(lcores: usize) -> Self {
+        Self {
+            lcores: (0..lcores).map(|_| TopicRx::default()).collect(),
+            kernel: TopicKernel::default(),
+        }
+    }
+}
+
+/// What kernel threads count of a topic, in messages.
+#[derive(Debug, Default)]
+pub struct TopicKernel {
+    received: AtomicU64,
+    refused: [AtomicU64; ErrorCode::ALL.len()],
+}
+
+impl TopicKernel {
+    /// Counts messages that a shard is going to get; to be called before they are sent to it.
+    #[inline]
+    pub fn receive(&self, messages: u64) {
+        self.received.fetch_add(messages, Ordering::Relaxed);
+    }
+
+    /// Counts messages as received and refused by the thread itself.
+    pub fn refuse(&self, reason: ErrorCode, messages: u64) {
+        // Readers look at what became of messages first.
+        self.received.fetch_add(messages, Ordering::Relaxed);
+        self.refused[reason as usize].fetch_add(messages, Ordering::Release);
+    }
+
+    /// Messages received.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Acquire)
+    }
+
+    /// Messages refused before any shard saw them, by reason.
+    pub fn refused(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        ErrorCode::ALL.iter().map(|&code| {
+            (
+                code.name(),
+                self.refused[code as usize].load(Ordering::Acquire),
+            )
+        })
+    }
 }
 
 /// What an rx lcore counts of a topic, in messages.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub struct TopicRx {
     /// Found in packets.
     pub received: Counter,
@@ -158,7 +280,9 @@ struct Lanes {
     index: u8,
     shards: Vec<Outgoing>,
     routes: Arc<Routes>,
-    topics: Arc<Vec<TopicRx>>,
+    /// Where newer ones come from, and the version of these.
+    cell: Arc<RouteCell>,
+    version: u64,
     /// Grows by one a burst, for [`Choice::Spread`].
     turn: u32,
     /// The shard whose acknowledgements are taken first.
@@ -188,14 +312,13 @@ struct Gap {
 }
 
 impl RxWorker {
-    /// A worker; `index` is its place among the rx lcores and names it to the shards, `topics` its
-    /// own counters by topic index. Everything is allocated here.
+    /// A worker; `index` is its place among the rx lcores and names it to the shards and to the topics'
+    /// counters. Everything is allocated here.
     pub fn new(
         index: u8,
         ports: Vec<RxPort>,
         shards: Vec<ShardLink>,
-        routes: Arc<Routes>,
-        topics: Arc<Vec<TopicRx>>,
+        routes: Arc<RouteCell>,
     ) -> Self {
         let shards = shards
             .into_iter()
@@ -218,8 +341,10 @@ impl RxWorker {
             lanes: Lanes {
                 index,
                 shards,
-                routes,
-                topics,
+                routes: routes.current(),
+                cell: routes,
+                // Whatever was published since is taken over at the first look.
+                version: u64::MAX,
                 turn: 0,
                 first: 0,
             },
@@ -246,6 +371,13 @@ impl RxWorker {
                 port.announce(now);
             }
             self.lanes.report_gaps(now.unix_ns, GAP_INTERVAL_NS);
+            let Lanes {
+                cell,
+                version,
+                routes,
+                ..
+            } = &mut self.lanes;
+            cell.refresh(version, routes);
         }
         for port in &mut self.ports {
             port.flush();
@@ -509,10 +641,11 @@ impl Port {
             }
             Request::Produce(header, batch) => {
                 let served = lanes.routes.by_id.get(header.topic_id as usize);
-                let place = served.and_then(|(topic, places)| {
-                    Some((*topic, *places.get(header.partition as usize)?))
+                let place = served.and_then(Option::as_ref).and_then(|served| {
+                    let counters = &served.counters.lcores[usize::from(lanes.index)];
+                    Some((counters, *served.places.get(header.partition as usize)?))
                 });
-                let Some((topic, place)) = place else {
+                let Some((counters, place)) = place else {
                     port.counters.count_dropped(DropReason::UnknownPartition);
                     // Where the round has no room for the refusal, the producer asks again.
                     if header.acks != 0 && acks.len() < ACKS_A_ROUND {
@@ -532,7 +665,7 @@ impl Port {
                     port.counters.count_dropped(DropReason::NoAnswerRoom);
                     return false;
                 }
-                lanes.topics[usize::from(topic)].received.add(claimed);
+                counters.received.add(claimed);
                 // SAFETY: parse and decode checked that header and batch lie within the frame, and the
                 // 64 bytes before the datagram's header were just found to be this packet's own headers
                 // and headroom, which nobody needs any more. The handle goes with the message, so the
@@ -627,7 +760,7 @@ impl Lanes {
             )
         };
         let count = messages(&inbound(0));
-        let counters = &self.topics[usize::from(route.topic)];
+        let counters = &route.counters.lcores[usize::from(self.index)];
         counters.received.add(count);
         let shard = &mut self.shards[usize::from(place.shard)];
         if route.priority < shard.shed_below {
@@ -661,8 +794,10 @@ impl Lanes {
         for at in taken..shard.batch.len() {
             let inbound = shard.batch[at];
             let count = messages(&inbound);
-            let topic = self.routes.topic_of[index][inbound.partition() as usize];
-            self.topics[usize::from(topic)].ring_full.add(count);
+            let topics = &self.routes.topic_of[index];
+            if let Some(Some(topic)) = topics.get(inbound.partition() as usize) {
+                topic.lcores[usize::from(self.index)].ring_full.add(count);
+            }
             // A producer of the datagram protocol retransmits: nothing is lost.
             if inbound.kind() != Kind::Produce {
                 shard.note_gap(inbound.partition(), count, port, "ring_full", now.unix_ns);

@@ -11,22 +11,24 @@ mod ports;
 pub mod preflight;
 mod stats;
 mod store;
+pub mod topics;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crossbeam_queue::ArrayQueue;
+
 use crate::config::{Config, Split};
 use crate::control::server::ControlServer;
 use crate::eal::lcore;
 use crate::memory::spsc;
-use crate::net::rx::{Choice, Place, Route, Routes, RxWorker, ShardLink, TopicRx};
-use crate::net::{ServedTopic, TopicTable};
-use crate::shard::{Ack, Inbound, Shard};
-use crate::storage::WalState;
+use crate::net::rx::{Choice, RxWorker, ShardLink};
+use crate::shard::{Ack, GapReport, Inbound, Shard};
+use crate::storage::{WalShared, WalState};
 use crate::topology::{Machine, plan};
 use lcores::{LcoreWork, Phase};
-use store::OpenStore;
+use topics::{RawSource, RouteBase, Topics};
 
 /// Slots of a ring from an rx lcore to a shard: at 10 M messages/s it rides out 0.8 ms of a shard
 /// that does something else; 256 KiB, and as many mbufs.
@@ -100,6 +102,19 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
             release,
         )));
     }
+    let controls = shards.iter().flatten().map(Shard::control).collect();
+    let partitions: Vec<_> = shards
+        .iter()
+        .flatten()
+        .map(Shard::partition_stats)
+        .collect();
+    let topics = Topics::new(
+        store.catalog,
+        controls,
+        &partitions,
+        rx_lcores.len(),
+        route_base(config),
+    );
     let shard_views = shards
         .iter()
         .flatten()
@@ -107,23 +122,16 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
         .map(|(shard, wal)| stats::ShardView {
             wal: Arc::clone(wal),
             stats: shard.stats(),
-            partitions: shard.partition_stats(),
         })
         .collect();
 
-    let routes = Arc::new(routes(config, &store)?);
-    let mut topic_counters = Vec::new();
     let mut rx_workers = Vec::new();
     for ((index, link), ports) in links.into_iter().enumerate().zip(started.rx_ports) {
-        let counters: Arc<Vec<TopicRx>> =
-            Arc::new(config.topics.iter().map(|_| TopicRx::default()).collect());
-        topic_counters.push(Arc::clone(&counters));
         rx_workers.push(Some(RxWorker::new(
             index as u8,
             ports,
             link,
-            Arc::clone(&routes),
-            counters,
+            topics.routes(),
         )));
     }
 
@@ -151,27 +159,30 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
     let sources = Arc::new(stats::Sources {
         started: Instant::now(),
         ports: started.ports,
-        topics: stats::topics(config, &store),
-        topic_counters,
+        topics: Arc::clone(&topics),
         shards: shard_views,
         loops,
     });
-    let control = ControlServer::start(&config.control_socket, stats::answers(&sources, &store))
-        .map_err(|e| format!("control socket {}: {e}", config.control_socket.display()))?;
+    let control = ControlServer::start(
+        &config.control_socket,
+        stats::answers(&sources, &store.shared),
+    )
+    .map_err(|e| format!("control socket {}: {e}", config.control_socket.display()))?;
     tracing::info!(
         "taking messages: {} ports, {} topics, {} shards; control socket {}",
         config.ports.len(),
-        config.topics.len(),
+        topics.snapshot().all().len(),
         config.storage.shards,
         config.control_socket.display()
     );
 
-    let mut watch = Watch::new(&sources, &routes);
+    let mut watch = Watch::new(&sources, store.shared, store.gaps);
     while !signals.stop() && handles.iter().all(|handle| !handle.is_finished()) {
         std::thread::sleep(WATCH_INTERVAL.min(signals.patience()));
-        watch.look(&store);
+        watch.look();
     }
     tracing::info!("stopping: storing what has been received");
+    topics.stop();
     store.maintainers.clear();
     phase.stop();
     let mut failure: Option<Error> = None;
@@ -203,54 +214,29 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
     }
 }
 
-/// What rx lcores know of the topics.
-fn routes(config: &Config, store: &OpenStore) -> Result<Routes, Error> {
-    let raw = config
-        .udp
-        .iter()
-        .map(|source| {
-            let places = &store.places[source.topic];
-            let (choice, places) = match source.partition {
-                crate::config::Partitioning::Source => (Choice::Source, places.clone()),
-                crate::config::Partitioning::Spread => (Choice::Spread, places.clone()),
-                crate::config::Partitioning::Fixed(p) => (Choice::Source, vec![places[p as usize]]),
-            };
-            Route {
-                topic: source.topic as u16,
-                choice,
-                priority: config.topics[source.topic].priority,
-                places,
-            }
-        })
-        .collect();
-    let mut by_id: Vec<(u16, Vec<Place>)> = Vec::new();
-    let mut served = Vec::new();
-    for (index, topic) in config.topics.iter().enumerate() {
-        let entry = store
-            .catalog
-            .topic(&topic.name)
-            .ok_or_else(|| format!("topic {} is missing in the catalog", topic.name))?;
-        let id = entry.id as usize;
-        if by_id.len() <= id {
-            by_id.resize(id + 1, (0, Vec::new()));
+/// What the configuration says of the ways to the topics.
+fn route_base(config: &Config) -> RouteBase {
+    let raw = config.udp.iter().map(|source| {
+        let topic = &config.topics[source.topic];
+        let (choice, partition) = match source.partition {
+            crate::config::Partitioning::Source => (Choice::Source, None),
+            crate::config::Partitioning::Spread => (Choice::Spread, None),
+            crate::config::Partitioning::Fixed(partition) => (Choice::Source, Some(partition)),
+        };
+        RawSource {
+            topic: topic.name.clone(),
+            choice,
+            priority: topic.priority,
+            partition,
         }
-        by_id[id] = (index as u16, store.places[index].clone());
-        served.push(ServedTopic {
-            name: topic.name.clone(),
-            id: entry.id,
-            partitions: topic.partitions,
-        });
-    }
-    let acks = config.datagram.as_ref().map_or(-1, |d| d.acks);
+    });
     // A client knows nothing of the port that it reaches: the smallest MTU, less IPv6 and UDP headers.
     let mtu = config.ports.iter().map(|p| p.mtu).min().unwrap_or(1500);
-    let table = TopicTable::new(served, acks, crate::shard::FULL_CREDIT, u32::from(mtu) - 48);
-    Ok(Routes {
-        raw,
-        table,
-        by_id,
-        topic_of: store.topic_of.clone(),
-    })
+    RouteBase {
+        default_acks: config.datagram.as_ref().map_or(-1, |d| d.acks),
+        max_datagram: u32::from(mtu) - 48,
+        raw: raw.collect(),
+    }
 }
 
 /// Listeners of a port.
@@ -306,26 +292,34 @@ impl Signals {
 
 /// The main thread's view of what should not go unnoticed.
 struct Watch {
+    shared: Vec<Arc<WalShared>>,
+    gaps: Vec<Arc<ArrayQueue<GapReport>>>,
     states: Vec<WalState>,
     losses: stats::Losses,
     next: Instant,
 }
 
 impl Watch {
-    fn new(sources: &Arc<stats::Sources>, routes: &Arc<Routes>) -> Self {
+    fn new(
+        sources: &Arc<stats::Sources>,
+        shared: Vec<Arc<WalShared>>,
+        gaps: Vec<Arc<ArrayQueue<GapReport>>>,
+    ) -> Self {
         Self {
+            shared,
+            gaps,
             states: vec![WalState::Running; sources.shards.len()],
-            losses: stats::Losses::new(sources, routes),
+            losses: stats::Losses::new(sources),
             next: Instant::now(),
         }
     }
 
-    fn look(&mut self, store: &OpenStore) {
+    fn look(&mut self) {
         if Instant::now() < self.next {
             return;
         }
         self.next = Instant::now() + WATCH_INTERVAL;
-        for (shard, (shared, before)) in store.shared.iter().zip(&mut self.states).enumerate() {
+        for (shard, (shared, before)) in self.shared.iter().zip(&mut self.states).enumerate() {
             let state = shared.state();
             if state != *before {
                 *before = state;
@@ -342,6 +336,6 @@ impl Watch {
                 }
             }
         }
-        self.losses.report(&store.gaps);
+        self.losses.report(&self.gaps);
     }
 }

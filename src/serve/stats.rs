@@ -7,25 +7,23 @@ use crossbeam_queue::ArrayQueue;
 
 use super::backoff::LoopCounters;
 use super::ports::{PortView, received_by_kernel};
-use super::store::OpenStore;
-use crate::config::Config;
+use super::topics::{Partition, Snapshot, Topic, Topics};
 use crate::control::protocol::{
-    LcoreStats, PartitionInfo, PortStats, Reasons, ShardStats, Stats, TopicInfo, TopicStats,
+    LcoreStats, PartitionInfo, PortStats, Reasons, ShardStats, Stats, TopicChange, TopicInfo,
+    TopicStats,
 };
 use crate::control::server::Answers;
-use crate::net::rx::{Place, Routes, TopicRx};
+use crate::net::rx::Place;
 use crate::net::{DropReason, Handled};
-use crate::shard::{GapReport, PartitionStats};
+use crate::shard::GapReport;
 use crate::storage::reader::LogReader;
-use crate::storage::{PartitionKey, WalShared, WalState};
+use crate::storage::{TopicSpec, WalShared, WalState};
 
 /// Everything that has counters.
 pub(super) struct Sources {
     pub started: Instant,
     pub ports: Vec<PortView>,
-    pub topics: Vec<TopicView>,
-    /// By rx lcore, then by topic.
-    pub topic_counters: Vec<Arc<Vec<TopicRx>>>,
+    pub topics: Arc<Topics>,
     pub shards: Vec<ShardView>,
     /// EAL's number, CPU, role and counters of each poll loop.
     pub loops: Vec<(u32, u32, &'static str, Arc<LoopCounters>)>,
@@ -35,25 +33,6 @@ pub(super) struct Sources {
 pub(super) struct ShardView {
     pub wal: Arc<WalShared>,
     pub stats: Arc<crate::shard::ShardStats>,
-    pub partitions: Vec<Arc<PartitionStats>>,
-}
-
-/// A topic and where its partitions are.
-pub(super) struct TopicView {
-    pub name: String,
-    pub places: Vec<Place>,
-}
-
-pub(super) fn topics(config: &Config, store: &OpenStore) -> Vec<TopicView> {
-    config
-        .topics
-        .iter()
-        .zip(&store.places)
-        .map(|(t, p)| TopicView {
-            name: t.name.clone(),
-            places: p.clone(),
-        })
-        .collect()
 }
 
 fn add(reasons: &mut Reasons, name: &str, count: u64) {
@@ -69,27 +48,22 @@ fn unix_ms() -> i64 {
 }
 
 impl Sources {
-    fn partition(&self, place: &Place) -> &PartitionStats {
-        &self.shards[usize::from(place.shard)].partitions[place.local as usize]
-    }
-
     /// Reads every counter. The shards' are read before the receivers', so that a message in between
     /// shows as in flight and never as surplus.
     pub(super) fn snapshot(&self) -> Stats {
-        let mut topics: Vec<TopicStats> = self.topics.iter().map(|view| self.topic(view)).collect();
-        for (index, topic) in topics.iter_mut().enumerate() {
-            let mut dropped = (0, 0);
-            for lcore in &self.topic_counters {
-                dropped.0 += lcore[index].ring_full.get();
-                dropped.1 += lcore[index].shed.get();
+        let snapshot = self.topics.snapshot();
+        let mut topics: Vec<TopicStats> = snapshot.all().iter().map(|t| topic(t)).collect();
+        for (view, topic) in snapshot.all().iter().zip(&mut topics) {
+            let counters = &view.counters;
+            for (reason, count) in counters.kernel.refused() {
+                add(&mut topic.refused, reason, count);
             }
-            topic.received = self
-                .topic_counters
-                .iter()
-                .map(|lcore| lcore[index].received.get())
-                .sum();
-            add(&mut topic.dropped, "ring_full", dropped.0);
-            add(&mut topic.dropped, "shed", dropped.1);
+            for lcore in &counters.lcores {
+                add(&mut topic.dropped, "ring_full", lcore.ring_full.get());
+                add(&mut topic.dropped, "shed", lcore.shed.get());
+            }
+            let lcores = counters.lcores.iter().map(|lcore| lcore.received.get());
+            topic.received = counters.kernel.received() + lcores.sum::<u64>();
             topic.in_flight = topic.received as i64 - topic.accounted() as i64;
         }
         Stats {
@@ -120,31 +94,32 @@ impl Sources {
                 .collect(),
         }
     }
+}
 
-    fn topic(&self, view: &TopicView) -> TopicStats {
-        let mut stats = TopicStats {
-            name: view.name.clone(),
-            ..TopicStats::default()
-        };
-        for place in &view.places {
-            let partition = self.partition(place);
-            stats.stored += partition.stored.get();
-            stats.duplicate += partition.duplicate.get();
-            stats.stored_bytes += partition.bytes.get();
-            for (name, count) in partition.refused.iter() {
-                add(&mut stats.refused, name, count);
-            }
-            for (name, count) in partition.dropped.iter() {
-                add(&mut stats.dropped, name, count);
-            }
-            stats.partitions.push(PartitionInfo {
-                shard: place.shard,
-                start: 0,
-                high_watermark: partition.high_watermark(),
-            });
+/// What shards say of a topic.
+fn topic(view: &Topic) -> TopicStats {
+    let mut stats = TopicStats {
+        name: view.name.clone(),
+        ..TopicStats::default()
+    };
+    for partition in &view.partitions {
+        let counters = &partition.stats;
+        stats.stored += counters.stored.get();
+        stats.duplicate += counters.duplicate.get();
+        stats.stored_bytes += counters.bytes.get();
+        for (name, count) in counters.refused.iter() {
+            add(&mut stats.refused, name, count);
         }
-        stats
+        for (name, count) in counters.dropped.iter() {
+            add(&mut stats.dropped, name, count);
+        }
+        stats.partitions.push(PartitionInfo {
+            shard: partition.place.shard,
+            start: counters.start_offset(),
+            high_watermark: counters.high_watermark(),
+        });
     }
+    stats
 }
 
 fn port(view: &PortView) -> PortStats {
@@ -223,25 +198,9 @@ fn shard(number: usize, shared: &WalShared, stats: &crate::shard::ShardStats) ->
 }
 
 /// What the control socket answers.
-pub(super) fn answers(sources: &Arc<Sources>, store: &OpenStore) -> Answers {
-    // All topics of the store can be read, also those that the configuration no longer names.
-    let catalog: Vec<(String, Vec<(u16, PartitionKey)>)> = store
-        .catalog
-        .topics()
-        .iter()
-        .map(|topic| {
-            let keys = topic
-                .shards
-                .iter()
-                .zip(0..)
-                .filter_map(|(&shard, p)| Some((shard, topic.key(p)?)));
-            (topic.name.clone(), keys.collect())
-        })
-        .collect();
-    let catalog = Arc::new(catalog);
+pub(super) fn answers(sources: &Arc<Sources>, shared: &[Arc<WalShared>]) -> Answers {
     let readers: Arc<Vec<Mutex<LogReader>>> = Arc::new(
-        store
-            .shared
+        shared
             .iter()
             .zip(&store.stores)
             .map(|(shared, files)| {
@@ -250,39 +209,57 @@ pub(super) fn answers(sources: &Arc<Sources>, store: &OpenStore) -> Answers {
             .collect(),
     );
     let stats = Arc::clone(sources);
-    let (topic_names, topic_readers) = (Arc::clone(&catalog), Arc::clone(&readers));
+    let (topics, readers_of_topics) = (Arc::clone(&sources.topics), Arc::clone(&readers));
+    let (read_topics, change_topics) = (Arc::clone(&sources.topics), Arc::clone(&sources.topics));
     Answers {
         stats: Box::new(move || stats.snapshot()),
         topics: Box::new(move || {
-            topic_names
-                .iter()
-                .map(|(name, keys)| TopicInfo {
-                    name: name.clone(),
-                    partitions: keys
-                        .iter()
-                        .map(|&(shard, key)| {
-                            let (start, high_watermark) = topic_readers
-                                .get(usize::from(shard))
-                                .and_then(|reader| lock(reader).bounds(key).ok())
-                                .unwrap_or((0, 0));
-                            PartitionInfo {
-                                shard,
-                                start,
-                                high_watermark,
-                            }
-                        })
-                        .collect(),
-                })
-                .collect()
+            let bounds = |partition: &Partition| {
+                let shard = partition.place.shard;
+                let (start, high_watermark) = readers_of_topics
+                    .get(usize::from(shard))
+                    .and_then(|reader| lock(reader).bounds(partition.key).ok())
+                    .unwrap_or((0, 0));
+                PartitionInfo {
+                    shard,
+                    start: start.max(partition.stats.start_offset()),
+                    high_watermark,
+                }
+            };
+            let info = |topic: &Arc<Topic>| TopicInfo {
+                name: topic.name.clone(),
+                partitions: topic.partitions.iter().map(bounds).collect(),
+            };
+            topics.snapshot().all().iter().map(info).collect()
         }),
         read: Box::new(move |topic, partition, from, max_bytes, out| {
-            let (shard, key) = find(&catalog, topic, partition)?;
-            let reader = readers.get(usize::from(shard)).ok_or_else(|| {
-                format!(
-                    "shard {shard} of partition {partition} is not open; raise [storage] shards"
-                )
-            })?;
-            crate::control::read(&mut lock(reader), key, from, max_bytes, out)
+            let partition = find(&read_topics.snapshot(), topic, partition)?;
+            let mut reader = lock(&readers[usize::from(partition.place.shard)]);
+            crate::control::read(&mut reader, partition.key, from, max_bytes, out)
+        }),
+        change: Box::new(move |change| {
+            let changed = match change {
+                TopicChange::Create {
+                    name,
+                    partitions,
+                    settings,
+                } => {
+                    let spec = TopicSpec {
+                        name,
+                        partitions,
+                        settings,
+                    };
+                    change_topics.create(&spec, false, false)
+                }
+                TopicChange::Delete { name } => change_topics.delete(&name),
+                TopicChange::AddPartitions { name, partitions } => {
+                    change_topics.add_partitions(&name, partitions, false)
+                }
+                TopicChange::Alter { name, settings } => {
+                    change_topics.alter(&name, &settings, false)
+                }
+            };
+            changed.map_err(|error| error.to_string())
         }),
     }
 }
@@ -291,23 +268,20 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn find(
-    catalog: &[(String, Vec<(u16, PartitionKey)>)],
-    topic: &str,
-    partition: u32,
-) -> Result<(u16, PartitionKey), String> {
-    let Some((_, keys)) = catalog.iter().find(|(name, _)| name == topic) else {
-        let names: Vec<&str> = catalog.iter().map(|(name, _)| name.as_str()).collect();
+fn find(snapshot: &Snapshot, topic: &str, partition: u32) -> Result<Partition, String> {
+    let Some(found) = snapshot.find(topic) else {
+        let names: Vec<&str> = snapshot.all().iter().map(|t| t.name.as_str()).collect();
         return Err(format!(
             "there is no topic \"{topic}\"; there are: {}",
             names.join(", ")
         ));
     };
-    keys.get(partition as usize).copied().ok_or_else(|| {
-        format!(
-            "topic {topic} has partitions 0 to {}",
-            keys.len().saturating_sub(1)
-        )
+    let found = found.partitions.get(partition as usize).cloned();
+    found.ok_or_else(|| {
+        let last = snapshot
+            .find(topic)
+            .map_or(0, |t| t.partitions.len().saturating_sub(1));
+        format!("topic {topic} has partitions 0 to {last}")
     })
 }
 
@@ -323,7 +297,8 @@ pub(super) struct Losses {
 }
 
 impl Losses {
-    pub(super) fn new(sources: &Arc<Sources>, routes: &Arc<Routes>) -> Self {
+    pub(super) fn new(sources: &Arc<Sources>) -> Self {
+        let routes = sources.topics.routes().current();
         let mut places: Vec<Place> = routes
             .raw
             .iter()

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use crossbeam_queue::ArrayQueue;
 
 use crate::config::Config;
-use crate::net::rx::Place;
 use crate::shard::{DEFAULT_PENDING_ACKS, DEFAULT_PRODUCERS, GapReport, Recovered, ShardConfig};
 use crate::storage::lsm::{MaintainConfig, Maintainer, Policies, Policy, Store};
 use crate::storage::wal::LogId;
@@ -37,10 +36,6 @@ pub(super) struct OpenStore {
     /// The threads that move messages from the logs into SSTs; stopped before the logs are closed.
     pub maintainers: Vec<Maintainer>,
     pub gaps: Vec<Arc<ArrayQueue<GapReport>>>,
-    /// By index of the topic in the configuration: where its partitions are.
-    pub places: Vec<Vec<Place>>,
-    /// By shard and local index: the topic's index in the configuration.
-    pub topic_of: Vec<Vec<u16>>,
 }
 
 /// Opens or makes the store and recovers every shard.
@@ -52,37 +47,34 @@ pub(super) fn open(config: &Config) -> Result<OpenStore, Error> {
         .map(|t| TopicSpec {
             name: t.name.clone(),
             partitions: t.partitions,
+            settings: t.settings.clone(),
         })
         .collect();
     catalog.ensure(&specs, config.storage.shards)?;
+    for spec in &specs {
+        let have = catalog.topic(&spec.name).map_or(0, |t| t.partitions());
+        if have > spec.partitions {
+            tracing::warn!(
+                "topic {} has {have} partitions, the configuration says {}: a topic never shrinks",
+                spec.name,
+                spec.partitions
+            );
+        }
+    }
 
     let count = usize::from(config.storage.shards);
     let mut keys: Vec<Vec<PartitionKey>> = vec![Vec::new(); count];
-    let mut topic_of = vec![Vec::new(); count];
-    let mut places = Vec::new();
-    for (index, topic) in config.topics.iter().enumerate() {
-        let entry = catalog
-            .topic(&topic.name)
-            .ok_or_else(|| format!("topic {} is missing in the catalog", topic.name))?;
-        let mut own = Vec::new();
-        for (partition, &shard) in entry.shards.iter().enumerate() {
-            let list = keys.get_mut(usize::from(shard)).ok_or_else(|| {
-                format!(
-                    "partition {partition} of topic {} lies in shard {shard}, [storage] shards is {count}: shards can be added, not removed",
-                    topic.name
-                )
-            })?;
-            own.push(Place {
-                shard,
-                local: list.len() as u32,
+    for (topic, places) in catalog
+        .topics()
+        .iter()
+        .zip(super::topics::places(&catalog, count))
+    {
+        for (place, partition) in places.iter().zip(0..) {
+            keys[usize::from(place.shard)].push(PartitionKey {
+                topic: topic.id,
+                partition,
             });
-            list.push(PartitionKey {
-                topic: entry.id,
-                partition: partition as u32,
-            });
-            topic_of[usize::from(shard)].push(index as u16);
         }
-        places.push(own);
     }
 
     let policies = policies(config, &catalog);
@@ -115,6 +107,7 @@ pub(super) fn open(config: &Config) -> Result<OpenStore, Error> {
             ..WalConfig::new(&config.storage.path, catalog.store_id())
         };
         let (wal, view, report) = WalWriter::open(&wal_config, shard as u16, &mut recovered)?;
+        recovered.forget(|topic| catalog.is_deleted(topic));
         tell(shard, &report);
         if recovered.malformed() > 0 {
             tracing::warn!(
@@ -146,8 +139,6 @@ pub(super) fn open(config: &Config) -> Result<OpenStore, Error> {
         stores,
         maintainers,
         gaps,
-        places,
-        topic_of,
     })
 }
 

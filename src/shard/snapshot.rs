@@ -253,6 +253,15 @@ impl Recovered {
         self.malformed
     }
 
+    /// Forgets what the log holds of partitions that nobody serves and whose topic `is_deleted`.
+    pub fn forget(&mut self, is_deleted: impl Fn(u32) -> bool) {
+        self.orphans.retain(|(key, _)| !is_deleted(key.topic));
+        let served = self.keys.len();
+        self.index.retain(|_, index| *index < served);
+        let orphans = self.orphans.iter().map(|(key, _)| *key);
+        self.index.extend(orphans.zip(served..));
+    }
+
     fn next_offset(&mut self, key: PartitionKey) -> &mut i64 {
         match self.index.get(&key) {
             Some(&index) if index < self.keys.len() => &mut self.next_offsets[index],

@@ -1,10 +1,11 @@
-//! The catalog: the store's id, its topics, and the shard of each partition.
+//! The catalog: the store's id, its topics with their settings, and the shard of each partition.
 //!
 //! Invariant: ids are never reused and a partition never changes its shard, so that entries in the log
-//! keep their meaning. `catalog.json` is replaced as a whole (write, fsync, rename, fsync the folder):
+//! keep their meaning: a topic id below the next one that no topic has is one of a deleted topic. `catalog.json` is replaced as a whole (write, fsync, rename, fsync the folder):
 //! after a power cut it is the old one or the new one. One process writes a store at a time, held by a
 //! lock on the file `lock`.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -14,10 +15,11 @@ use rand::RngExt;
 use serde::{Deserialize, Serialize};
 
 use super::PartitionKey;
+use super::topic_settings;
 use super::wal::segment::sync_dir;
 
-/// Version of catalog.json.
-pub const CATALOG_VERSION: u32 = 1;
+/// Version of catalog.json. Version 1 knew no settings; it is read, and written as this one.
+pub const CATALOG_VERSION: u32 = 2;
 /// Kafka's limit for a topic's name.
 pub const MAX_TOPIC_NAME: usize = 249;
 /// More partitions of one topic are taken for a slip of the finger.
@@ -60,6 +62,18 @@ pub enum CatalogError {
         /// What is wrong.
         reason: String,
     },
+    /// There is no such topic.
+    #[error("there is no topic {name:?}")]
+    Unknown {
+        /// The name asked for.
+        name: String,
+    },
+    /// The name is taken.
+    #[error("there is a topic {name:?} already")]
+    Exists {
+        /// The topic's name.
+        name: String,
+    },
     /// A topic as asked for cannot be.
     #[error("topic {name:?}: {reason}")]
     Topic {
@@ -77,6 +91,8 @@ pub struct TopicSpec {
     pub name: String,
     /// Number of partitions; may grow, never shrink.
     pub partitions: u32,
+    /// Settings to be set, by the names of [`topic_settings::SETTINGS`].
+    pub settings: BTreeMap<String, String>,
 }
 
 /// A topic of the store.
@@ -88,6 +104,12 @@ pub struct Topic {
     pub name: String,
     /// The shard of each partition.
     pub shards: Vec<u16>,
+    /// Settings that were set, by the names of [`topic_settings::SETTINGS`]; the others have their defaults.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, String>,
+    /// Kept by the server for itself; clients do not write to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub internal: bool,
 }
 
 impl Topic {
@@ -168,6 +190,69 @@ fn check_name(name: &str) -> Result<(), String> {
     }
 }
 
+fn check_settings(settings: &BTreeMap<String, String>) -> Result<(), String> {
+    settings
+        .iter()
+        .try_for_each(|(name, value)| topic_settings::check(name, Some(value)))
+}
+
+fn check_partitions(name: &str, partitions: u32) -> Result<(), CatalogError> {
+    if partitions == 0 || partitions > MAX_PARTITIONS {
+        return refuse(
+            name,
+            format!("1 to {MAX_PARTITIONS} partitions are allowed, not {partitions}"),
+        );
+    }
+    Ok(())
+}
+
+fn refuse<T>(name: &str, reason: String) -> Result<T, CatalogError> {
+    Err(CatalogError::Topic {
+        name: name.to_owned(),
+        reason,
+    })
+}
+
+impl Contents {
+    /// Adds a topic without partitions; gives its place.
+    fn push(&mut self, name: &str) -> Result<usize, CatalogError> {
+        check_name(name).or_else(|reason| refuse(name, reason))?;
+        let id = self.next_topic;
+        let Some(following) = id.checked_add(1) else {
+            return refuse(name, "the store has given out all topic ids".to_owned());
+        };
+        self.next_topic = following;
+        self.topics.push(Topic {
+            id,
+            name: name.to_owned(),
+            shards: Vec::new(),
+            settings: BTreeMap::new(),
+            internal: false,
+        });
+        Ok(self.topics.len() - 1)
+    }
+
+    /// Gives the topic at `at` at least `partitions` partitions. They go to the shard that has the fewest, the
+    /// lowest number first.
+    fn grow(&mut self, at: usize, partitions: u32, shards: u16) -> Result<(), CatalogError> {
+        check_partitions(&self.topics[at].name, partitions)?;
+        let mut load = vec![0usize; usize::from(shards)];
+        for &shard in self.topics.iter().flat_map(|t| &t.shards) {
+            if let Some(load) = load.get_mut(usize::from(shard)) {
+                *load += 1;
+            }
+        }
+        for _ in self.topics[at].partitions()..partitions {
+            let shard = (0..shards)
+                .min_by_key(|&s| load[usize::from(s)])
+                .unwrap_or(0);
+            load[usize::from(shard)] += 1;
+            self.topics[at].shards.push(shard);
+        }
+        Ok(())
+    }
+}
+
 impl Catalog {
     /// Opens the store in `dir` for writing and makes it where there is none. Takes the lock.
     pub fn open(dir: &Path) -> Result<Catalog, CatalogError> {
@@ -240,8 +325,11 @@ impl Catalog {
             path: path.clone(),
             reason,
         };
-        let contents: Contents =
+        let mut contents: Contents =
             serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+        if contents.version == 1 {
+            contents.version = CATALOG_VERSION;
+        }
         if contents.version != CATALOG_VERSION {
             return Err(damaged(format!(
                 "version {} is not known (this program knows {CATALOG_VERSION})",
@@ -256,6 +344,9 @@ impl Catalog {
             .ok_or_else(|| damaged("the store id is not 32 hexadecimal digits".to_owned()))?;
         for (i, topic) in contents.topics.iter().enumerate() {
             if let Err(reason) = check_name(&topic.name) {
+                return Err(damaged(format!("topic {:?}: {reason}", topic.name)));
+            }
+            if let Err(reason) = check_settings(&topic.settings) {
                 return Err(damaged(format!("topic {:?}: {reason}", topic.name)));
             }
             // Shards are counted in u16, so none has the number u16::MAX.
@@ -299,16 +390,10 @@ impl Catalog {
         })
     }
 
-    /// Makes sure that the topics exist with at least these partitions, spread over `shards` shards.
-    /// All or nothing, durable on return. Refuses to shrink a topic, and a number of shards that
-    /// leaves an existing partition without its shard.
+    /// Makes sure that the topics exist with at least these partitions, spread over `shards` shards, and have
+    /// these settings; others that they have stay. All or nothing, durable on return. A topic with more
+    /// partitions keeps them. Refuses a number of shards that leaves an existing partition without its shard.
     pub fn ensure(&mut self, topics: &[TopicSpec], shards: u16) -> Result<(), CatalogError> {
-        let refuse = |name: &str, reason: String| {
-            Err(CatalogError::Topic {
-                name: name.to_owned(),
-                reason,
-            })
-        };
         let shards = shards.max(1);
         let mut next = self.contents.clone();
         for topic in &next.topics {
@@ -322,63 +407,137 @@ impl Catalog {
                 );
             }
         }
-        // Partitions go to the shard that has the fewest, the lowest number first.
-        let mut load = vec![0usize; usize::from(shards)];
-        for shard in next.topics.iter().flat_map(|t| &t.shards) {
-            load[usize::from(*shard)] += 1;
-        }
         for spec in topics {
-            if let Err(reason) = check_name(&spec.name) {
-                return refuse(&spec.name, reason);
-            }
-            if spec.partitions == 0 || spec.partitions > MAX_PARTITIONS {
-                return refuse(
-                    &spec.name,
-                    format!("1 to {MAX_PARTITIONS} partitions are allowed"),
-                );
-            }
+            check_settings(&spec.settings).or_else(|reason| refuse(&spec.name, reason))?;
             let at = match next.topics.iter().position(|t| t.name == spec.name) {
                 Some(at) => at,
-                None => {
-                    let id = next.next_topic;
-                    let Some(following) = id.checked_add(1) else {
-                        return refuse(
-                            &spec.name,
-                            "the store has given out all topic ids".to_owned(),
-                        );
-                    };
-                    next.topics.push(Topic {
-                        id,
-                        name: spec.name.clone(),
-                        shards: Vec::new(),
-                    });
-                    next.next_topic = following;
-                    next.topics.len() - 1
-                }
+                None => next.push(&spec.name)?,
             };
-            let have = next.topics[at].partitions();
-            if spec.partitions < have {
-                return refuse(
-                    &spec.name,
-                    format!(
-                        "it has {have} partitions; a topic may grow but not shrink (asked for {})",
-                        spec.partitions
-                    ),
-                );
-            }
-            for _ in have..spec.partitions {
-                let shard = (0..shards)
-                    .min_by_key(|&s| load[usize::from(s)])
-                    .unwrap_or(0);
-                load[usize::from(shard)] += 1;
-                next.topics[at].shards.push(shard);
-            }
+            next.grow(at, spec.partitions, shards)?;
+            next.topics[at].settings.extend(spec.settings.clone());
         }
+        self.replace(next)
+    }
+
+    /// Makes a topic, with its partitions spread over `shards` shards. Durable on return.
+    pub fn create(
+        &mut self,
+        spec: &TopicSpec,
+        internal: bool,
+        shards: u16,
+    ) -> Result<&Topic, CatalogError> {
+        self.check_new(spec)?;
+        let mut next = self.contents.clone();
+        let at = next.push(&spec.name)?;
+        next.grow(at, spec.partitions, shards.max(1))?;
+        next.topics[at].settings = spec.settings.clone();
+        next.topics[at].internal = internal;
+        self.replace(next)?;
+        Ok(&self.contents.topics[at])
+    }
+
+    /// Whether [`Catalog::create`] would make this topic; changes nothing.
+    pub fn check_new(&self, spec: &TopicSpec) -> Result<(), CatalogError> {
+        check_name(&spec.name).or_else(|reason| refuse(&spec.name, reason))?;
+        check_settings(&spec.settings).or_else(|reason| refuse(&spec.name, reason))?;
+        check_partitions(&spec.name, spec.partitions)?;
+        match self.topic(&spec.name) {
+            Some(_) => Err(CatalogError::Exists {
+                name: spec.name.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets a topic; its id stays used. Durable on return.
+    pub fn delete(&mut self, name: &str) -> Result<Topic, CatalogError> {
+        let at = self.position(name)?;
+        let mut next = self.contents.clone();
+        let topic = next.topics.remove(at);
+        self.replace(next)?;
+        Ok(topic)
+    }
+
+    /// Gives a topic `partitions` partitions in all, which must be more than it has. Durable on return.
+    pub fn grow(
+        &mut self,
+        name: &str,
+        partitions: u32,
+        shards: u16,
+    ) -> Result<&Topic, CatalogError> {
+        let at = self.check_grow(name, partitions)?;
+        let mut next = self.contents.clone();
+        next.grow(at, partitions, shards.max(1))?;
+        self.replace(next)?;
+        Ok(&self.contents.topics[at])
+    }
+
+    /// Whether [`Catalog::grow`] would do it; changes nothing. Gives the topic's place in [`Catalog::topics`].
+    pub fn check_grow(&self, name: &str, partitions: u32) -> Result<usize, CatalogError> {
+        let at = self.position(name)?;
+        check_partitions(name, partitions)?;
+        let have = self.contents.topics[at].partitions();
+        if partitions <= have {
+            return refuse(
+                name,
+                format!(
+                    "it has {have} partitions; a topic may grow but not shrink (asked for {partitions})"
+                ),
+            );
+        }
+        Ok(at)
+    }
+
+    /// Sets settings, or with `None` puts them back to their defaults. All or nothing, durable on return.
+    pub fn alter(
+        &mut self,
+        name: &str,
+        changes: &BTreeMap<String, Option<String>>,
+    ) -> Result<&Topic, CatalogError> {
+        let at = self.check_alter(name, changes)?;
+        let mut next = self.contents.clone();
+        let settings = &mut next.topics[at].settings;
+        for (key, value) in changes {
+            match value {
+                Some(value) => settings.insert(key.clone(), value.clone()),
+                None => settings.remove(key),
+            };
+        }
+        self.replace(next)?;
+        Ok(&self.contents.topics[at])
+    }
+
+    /// Whether [`Catalog::alter`] would do it; changes nothing. Gives the topic's place in [`Catalog::topics`].
+    pub fn check_alter(
+        &self,
+        name: &str,
+        changes: &BTreeMap<String, Option<String>>,
+    ) -> Result<usize, CatalogError> {
+        let at = self.position(name)?;
+        for (key, value) in changes {
+            topic_settings::check(key, value.as_deref()).or_else(|reason| refuse(name, reason))?;
+        }
+        Ok(at)
+    }
+
+    fn position(&self, name: &str) -> Result<usize, CatalogError> {
+        let at = self.contents.topics.iter().position(|t| t.name == name);
+        at.ok_or_else(|| CatalogError::Unknown {
+            name: name.to_owned(),
+        })
+    }
+
+    fn replace(&mut self, next: Contents) -> Result<(), CatalogError> {
         if next.topics != self.contents.topics {
             self.save(&next)?;
             self.contents = next;
         }
         Ok(())
+    }
+
+    /// Whether a topic had this id and was deleted: what the log holds of it is nobody's.
+    pub fn is_deleted(&self, id: u32) -> bool {
+        id < self.contents.next_topic && self.topic_by_id(id).is_none()
     }
 
     /// The topic with this name.
@@ -394,6 +553,11 @@ impl Catalog {
     /// All topics, oldest first.
     pub fn topics(&self) -> &[Topic] {
         &self.contents.topics
+    }
+
+    /// Topic ids from this one on have not been given.
+    pub fn next_id(&self) -> u32 {
+        self.contents.next_topic
     }
 
     /// The store's random id.
@@ -420,7 +584,71 @@ mod tests {
         TopicSpec {
             name: name.to_owned(),
             partitions,
+            settings: BTreeMap::new(),
         }
+    }
+
+    #[test]
+    fn topics_come_grow_change_and_go_durably() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut catalog = Catalog::open(dir.path()).unwrap();
+        let set = |pairs: &[(&str, Option<&str>)]| -> BTreeMap<String, Option<String>> {
+            let owned = |&(k, v): &(&str, Option<&str>)| (k.to_owned(), v.map(str::to_owned));
+            pairs.iter().map(owned).collect()
+        };
+        let mut a = spec("a", 3);
+        a.settings.insert("retention.ms".into(), "1000".into());
+        assert_eq!(catalog.create(&a, false, 2).unwrap().shards, [0, 1, 0]);
+        catalog.create(&spec("b", 1), true, 2).unwrap();
+        assert!(matches!(
+            catalog.create(&a, false, 2),
+            Err(CatalogError::Exists { .. })
+        ));
+        a.name = "c".into();
+        a.settings.insert("retention.ms".into(), "soon".into());
+        assert!(matches!(
+            catalog.create(&a, false, 2),
+            Err(CatalogError::Topic { .. })
+        ));
+        assert_eq!(catalog.grow("a", 4, 2).unwrap().shards, [0, 1, 0, 0]);
+        for partitions in [0, 4, MAX_PARTITIONS + 1] {
+            assert!(catalog.grow("a", partitions, 2).is_err());
+        }
+        let changes = set(&[("retention.ms", None), ("cleanup.policy", Some("compact"))]);
+        catalog.alter("a", &changes).unwrap();
+        assert!(catalog.alter("a", &set(&[("no.such", None)])).is_err());
+        assert!(matches!(
+            catalog.alter("x", &changes),
+            Err(CatalogError::Unknown { .. })
+        ));
+        // Fewer partitions in the configuration change nothing.
+        let mut less = spec("a", 2);
+        less.settings.insert("retention.ms".into(), "7".into());
+        catalog.ensure(&[less], 2).unwrap();
+        let (a, b) = (catalog.topic("a").unwrap(), catalog.topic("b").unwrap());
+        assert_eq!(a.partitions(), 4);
+        assert_eq!(a.settings.len(), 2);
+        assert!(b.internal && !a.internal);
+        let topics = catalog.topics().to_vec();
+        drop(catalog);
+        let mut catalog = Catalog::open(dir.path()).unwrap();
+        assert_eq!(catalog.topics(), topics);
+        assert_eq!(catalog.delete("b").unwrap().id, 2);
+        assert!(catalog.is_deleted(2) && !catalog.is_deleted(1) && !catalog.is_deleted(3));
+        assert!(catalog.delete("b").is_err());
+        assert_eq!(catalog.create(&spec("b", 1), false, 2).unwrap().id, 3);
+    }
+
+    #[test]
+    fn the_first_version_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"version":1,"store":"000000000000000000000000000000ab","next_topic":2,
+            "topics":[{"id":1,"name":"a","shards":[0]}]}"#;
+        fs::write(dir.path().join("catalog.json"), text).unwrap();
+        let mut catalog = Catalog::open(dir.path()).unwrap();
+        catalog.grow("a", 2, 1).unwrap();
+        let written = fs::read_to_string(dir.path().join("catalog.json")).unwrap();
+        assert!(written.contains("\"version\": 2"), "{written}");
     }
 
     #[test]
@@ -455,7 +683,7 @@ mod tests {
         catalog.ensure(&[spec("a", 3)], 2).unwrap();
         let before = catalog.topics().to_vec();
         for (specs, shards) in [
-            (vec![spec("new", 1), spec("a", 2)], 2),
+            (vec![spec("new", 1), spec("a", 0)], 2),
             (vec![], 1),
             (vec![spec("sp ace", 1)], 2),
             (vec![spec("", 1)], 2),

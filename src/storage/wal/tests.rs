@@ -934,6 +934,7 @@ fn verify_tells_a_torn_tail_from_damage() {
             &[TopicSpec {
                 name: "t".to_owned(),
                 partitions: 3,
+                settings: Default::default(),
             }],
             1,
         )
