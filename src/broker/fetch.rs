@@ -5,11 +5,198 @@
 //! nor the request's is exceeded; which partition comes first goes round, so that a busy one cannot starve the
 //! others.
 
+use crate::broker::cluster::LEADER_EPOCH;
+use crate::broker::protocol::{Api, Code, Malformed, Reader};
 use crate::storage::{Outcome, ReadError};
 
 /// Bytes of one answer at most, whatever the client asks for: a multiple of what clients ask for by
 /// default (50 MiB), less; what is left comes with its next fetch.
 pub const MAX_ANSWER: usize = 16 << 20;
+
+/// The longest that a fetch waits for data, whatever the client says.
+pub const MAX_WAIT_MS: i32 = 60_000;
+
+/// What is wanted of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its number.
+    pub index: i32,
+    /// Leader epoch that the client knows, −1: none.
+    pub epoch: i32,
+    /// First offset.
+    pub offset: i64,
+    /// Bytes at most.
+    pub max_bytes: i32,
+}
+
+/// A Fetch request, with names of its own: it may wait.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FetchRequest {
+    /// Version of the request.
+    pub version: i16,
+    /// Its correlation id.
+    pub correlation: i32,
+    /// How long it may wait, in milliseconds.
+    pub max_wait_ms: i32,
+    /// Bytes that make it wait no longer.
+    pub min_bytes: i32,
+    /// Bytes at most.
+    pub max_bytes: i32,
+    /// A session of an earlier request; there are none.
+    pub session: i32,
+    /// What is wanted, by topic.
+    pub topics: Vec<(Box<str>, Vec<Wanted>)>,
+}
+
+impl FetchRequest {
+    /// Reads one.
+    pub fn read(body: &mut Reader<'_>, version: i16, correlation: i32) -> Result<Self, Malformed> {
+        body.i32()?; // replica
+        let max_wait_ms = body.i32()?;
+        let min_bytes = body.i32()?;
+        let max_bytes = body.i32()?;
+        body.i8()?; // isolation: without transactions both levels see the same
+        let mut session = 0;
+        if version >= 7 {
+            session = body.i32()?;
+            body.i32()?;
+        }
+        let topics = body.array(|r| {
+            let name = r.string()?.into();
+            let wanted = r.array(|r| {
+                let index = r.i32()?;
+                let epoch = if version >= 9 { r.i32()? } else { -1 };
+                let offset = r.i64()?;
+                if version >= 12 {
+                    r.i32()?; // last fetched epoch
+                }
+                if version >= 5 {
+                    r.i64()?; // a follower's log start
+                }
+                let max_bytes = r.i32()?;
+                r.end()?;
+                Ok(Wanted {
+                    index,
+                    epoch,
+                    offset,
+                    max_bytes,
+                })
+            })?;
+            r.end()?;
+            Ok((name, wanted))
+        })?;
+        if version >= 7 {
+            body.array(|r| {
+                r.string()?;
+                r.array(|r| r.i32())?;
+                r.end()
+            })?;
+        }
+        if version >= 11 {
+            body.string()?; // rack
+        }
+        body.end()?;
+        Ok(Self {
+            version,
+            correlation,
+            max_wait_ms,
+            min_bytes,
+            max_bytes,
+            session,
+            topics,
+        })
+    }
+
+    /// All partitions wanted, in order, with their topic's name.
+    pub fn wanted(&self) -> impl Iterator<Item = (&str, &Wanted)> {
+        self.topics
+            .iter()
+            .flat_map(|(name, list)| list.iter().map(move |wanted| (&**name, wanted)))
+    }
+}
+
+/// What a partition answers.
+#[derive(Debug)]
+pub struct Fetched {
+    /// [`Code::None`]: `records` are what there is.
+    pub code: Code,
+    /// Offset behind the last durable record, −1 where it is not known.
+    pub high_watermark: i64,
+    /// First offset.
+    pub log_start: i64,
+    /// Whole record batches.
+    pub records: Vec<u8>,
+}
+
+impl Fetched {
+    /// Nothing, for a reason.
+    pub fn failed(code: Code) -> Self {
+        Self {
+            code,
+            high_watermark: -1,
+            log_start: -1,
+            records: Vec::new(),
+        }
+    }
+}
+
+/// Whether a leader epoch that a client names is the one there is.
+pub fn check_epoch(epoch: i32) -> Code {
+    match epoch {
+        -1 | LEADER_EPOCH => Code::None,
+        epoch if epoch > LEADER_EPOCH => Code::UnknownLeaderEpoch,
+        _ => Code::FencedLeaderEpoch,
+    }
+}
+
+/// The answer, as buffers to be sent one after another: record batches are not copied. `results` are in the
+/// order of [`FetchRequest::wanted`].
+pub fn answer(request: &FetchRequest, code: Code, results: Vec<Fetched>) -> Vec<Vec<u8>> {
+    let version = request.version;
+    let mut out = Api::Fetch.answer(version, request.correlation);
+    let mut pieces = Vec::new();
+    out.i32(0); // throttle time
+    if version >= 7 {
+        out.i16(code as i16);
+        out.i32(0); // no session
+    }
+    let mut results = results.into_iter();
+    let topics = if code == Code::None {
+        &request.topics[..]
+    } else {
+        &[]
+    };
+    out.count(topics.len());
+    for (name, list) in topics {
+        out.string(name);
+        out.count(list.len());
+        for (wanted, result) in list.iter().zip(results.by_ref()) {
+            out.i32(wanted.index);
+            out.i16(result.code as i16);
+            out.i64(result.high_watermark);
+            out.i64(result.high_watermark); // last stable offset
+            if version >= 5 {
+                out.i64(result.log_start);
+            }
+            out.null_array(); // aborted transactions
+            if version >= 11 {
+                out.i32(-1); // preferred replica
+            }
+            out.bytes_length(result.records.len());
+            if !result.records.is_empty() {
+                pieces.push(out.split());
+                pieces.push(result.records);
+            }
+            out.end();
+        }
+        out.end();
+    }
+    out.end();
+    pieces.push(out.split());
+    let len = pieces.iter().map(Vec::len).sum::<usize>() as i32 - 4;
+    pieces[0][..4].copy_from_slice(&len.to_be_bytes());
+    pieces
+}
 
 /// What a partition is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,6 +4,8 @@
 //! it or a later one, by arrival (see [`crate::storage::index`] for whose clock counts), with the record's
 //! own timestamp.
 
+use crate::broker::cluster::LEADER_EPOCH;
+use crate::broker::protocol::{Api, Code, Malformed, Reader, RequestHeader};
 use crate::storage::lsm::codec;
 use crate::storage::{LogReader, PartitionKey, ReadError};
 use crate::wire::record_batch::{self, Records};
@@ -31,6 +33,75 @@ impl Found {
         offset: -1,
         timestamp: -1,
     };
+}
+
+/// What is asked of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// Its number.
+    pub index: i32,
+    /// Leader epoch that the client knows, −1: none.
+    pub epoch: i32,
+    /// Unix milliseconds, or one of the numbers above.
+    pub time: i64,
+}
+
+/// Reads a request: what is asked, by topic.
+pub fn read<'a>(
+    body: &mut Reader<'a>,
+    version: i16,
+) -> Result<Vec<(&'a str, Vec<Asked>)>, Malformed> {
+    body.i32()?; // replica
+    if version >= 2 {
+        body.i8()?; // isolation
+    }
+    let topics = body.array(|r| {
+        let name = r.string()?;
+        let asked = r.array(|r| {
+            let index = r.i32()?;
+            let epoch = if version >= 4 { r.i32()? } else { -1 };
+            let time = r.i64()?;
+            r.end()?;
+            Ok(Asked { index, epoch, time })
+        })?;
+        r.end()?;
+        Ok((name, asked))
+    })?;
+    body.end()?;
+    Ok(topics)
+}
+
+/// The answer; `find` is asked for each partition.
+pub fn answer(
+    header: &RequestHeader<'_>,
+    topics: &[(&str, Vec<Asked>)],
+    mut find: impl FnMut(&str, &Asked) -> Result<Found, Code>,
+) -> Vec<u8> {
+    let version = header.version;
+    let mut out = Api::ListOffsets.answer(version, header.correlation);
+    if version >= 2 {
+        out.i32(0); // throttle time
+    }
+    out.array(topics.iter(), |out, (name, list)| {
+        out.string(name);
+        out.array(list.iter(), |out, asked| {
+            let (code, found) = match find(name, asked) {
+                Ok(found) => (Code::None, found),
+                Err(code) => (code, Found::NOTHING),
+            };
+            out.i32(asked.index);
+            out.i16(code as i16);
+            out.i64(found.timestamp);
+            out.i64(found.offset);
+            if version >= 4 {
+                out.i32(if found.offset < 0 { -1 } else { LEADER_EPOCH });
+            }
+            out.end();
+        });
+        out.end();
+    });
+    out.end();
+    out.finish()
 }
 
 /// Finds an offset of a partition; `start` is its first visible offset, `now_ms` the present in Unix

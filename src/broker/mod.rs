@@ -1,10 +1,19 @@
 //! What a request of a Kafka client means.
 
+pub mod admin;
 pub mod batch;
+pub mod cluster;
+pub mod configs;
+pub mod counters;
 pub mod fetch;
 pub mod groups;
+pub mod hub;
 pub mod inflight;
 pub mod list_offsets;
+pub mod produce;
 pub mod producer_ids;
+pub mod protocol;
 pub mod session;
+pub mod topics;
 pub mod waiting;
+pub mod worker;

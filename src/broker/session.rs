@@ -141,6 +141,16 @@ impl<A> Session<A> {
         Ticket(self.first + self.queue.len() as u64 - 1)
     }
 
+    /// Takes back the request that was begun last.
+    pub fn undo(&mut self, ticket: Ticket) {
+        if ticket.0 + 1 == self.first + self.queue.len() as u64
+            && let Some(entry) = self.queue.pop_back()
+        {
+            self.bytes -= entry.bytes;
+            self.waiting -= usize::from(matches!(entry.slot, Slot::Waiting));
+        }
+    }
+
     /// Completes a request; `None`: it takes no answer (acks=0). A ticket that was answered before
     /// is ignored.
     pub fn answer(&mut self, ticket: Ticket, answer: Option<A>) {

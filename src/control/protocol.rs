@@ -143,6 +143,9 @@ pub struct Stats {
     pub ports: Vec<PortStats>,
     /// Messages, topic by topic.
     pub topics: Vec<TopicStats>,
+    /// Kafka's protocol, where it is offered.
+    #[serde(default)]
+    pub kafka: Option<KafkaStats>,
     /// WAL and staging, shard by shard.
     pub shards: Vec<ShardStats>,
     /// Poll loops.
@@ -374,4 +377,29 @@ mod tests {
             ["port p: received 1 packets, accounted for 0"]
         );
     }
+}
+
+/// What is counted of Kafka's protocol since the start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KafkaStats {
+    /// Connections that are open.
+    pub connections: u64,
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Connections refused, because there were as many as are allowed or the machine had no more descriptors.
+    pub refused: u64,
+    /// Connections closed by the server, by reason.
+    pub closed: Reasons,
+    /// Requests by API.
+    pub requests: Reasons,
+    /// Record batches handed to shards.
+    pub batches_in: u64,
+    /// Bytes of records produced.
+    pub bytes_in: u64,
+    /// Bytes of records fetched.
+    pub bytes_out: u64,
+    /// Consumer groups.
+    pub groups: u64,
+    /// Their members.
+    pub members: u64,
 }

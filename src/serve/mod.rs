@@ -6,7 +6,9 @@
 //! stop. Invariant: no shard closes before every rx lcore has stopped pushing to it.
 
 pub mod backoff;
+mod kafka;
 mod lcores;
+mod live;
 mod ports;
 pub mod preflight;
 mod stats;
@@ -78,7 +80,9 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
         .collect();
     let mut links: Vec<Vec<ShardLink>> = rx_lcores.iter().map(|_| Vec::new()).collect();
     let mut shards = Vec::with_capacity(store.shards.len());
-    for open in store.shards.drain(..) {
+    // Threads of Kafka's protocol have their rings behind those of the rx lcores.
+    let mut kafka = kafka::Wiring::new(config.kafka.as_ref())?;
+    for mut open in store.shards.drain(..) {
         let (mut inputs, mut outlets) = (Vec::new(), Vec::new());
         for link in &mut links {
             let (out, input) = spsc::ring::<Inbound>(INBOUND_SLOTS);
@@ -92,6 +96,8 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
                 partitions: open.config.partitions.len(),
             });
         }
+        open.config.wakes = kafka.wakes();
+        kafka.connect(links.len(), &open.wal, &mut inputs, &mut outlets);
         let release = crate::net::rx::MbufRelease;
         shards.push(Some(Shard::new(
             open.config,
@@ -108,6 +114,8 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
         .flatten()
         .map(Shard::partition_stats)
         .collect();
+    let shard_stats = shards.iter().flatten().map(Shard::stats).collect();
+    let store_id = store.catalog.store_id();
     let topics = Topics::new(
         store.catalog,
         controls,
@@ -162,10 +170,24 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
         topics: Arc::clone(&topics),
         shards: shard_views,
         loops,
+        kafka: std::sync::OnceLock::new(),
     });
+    let logs = kafka::Logs {
+        shared: store.shared.clone(),
+        stores: store.stores.clone(),
+    };
+    // Before the control socket: a server that answers there serves everything.
+    let threads = match &config.kafka {
+        Some(settings) => {
+            let broker = kafka::broker(settings, config, &topics, &logs, store_id, &kafka)?;
+            let _ = sources.kafka.set(Arc::clone(&broker));
+            Some(kafka.start(settings, &broker, shard_stats, &logs)?)
+        }
+        None => None,
+    };
     let control = ControlServer::start(
         &config.control_socket,
-        stats::answers(&sources, &store.shared),
+        stats::answers(&sources, &store.shared, &store.stores),
     )
     .map_err(|e| format!("control socket {}: {e}", config.control_socket.display()))?;
     tracing::info!(
@@ -184,6 +206,8 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
     tracing::info!("stopping: storing what has been received");
     topics.stop();
     store.maintainers.clear();
+    // Their buffers live until the shards, which may still read them, have closed.
+    let workers = threads.map(kafka::Threads::stop);
     phase.stop();
     let mut failure: Option<Error> = None;
     for handle in handles {
@@ -196,6 +220,7 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
             }
         }
     }
+    drop(workers);
     let last = sources.snapshot();
     drop(control);
     for imbalance in last.imbalances() {

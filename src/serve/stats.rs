@@ -8,14 +8,16 @@ use crossbeam_queue::ArrayQueue;
 use super::backoff::LoopCounters;
 use super::ports::{PortView, received_by_kernel};
 use super::topics::{Partition, Snapshot, Topic, Topics};
+use crate::broker::worker::Broker;
 use crate::control::protocol::{
-    LcoreStats, PartitionInfo, PortStats, Reasons, ShardStats, Stats, TopicChange, TopicInfo,
-    TopicStats,
+    KafkaStats, LcoreStats, PartitionInfo, PortStats, Reasons, ShardStats, Stats, TopicChange,
+    TopicInfo, TopicStats,
 };
 use crate::control::server::Answers;
 use crate::net::rx::Place;
 use crate::net::{DropReason, Handled};
 use crate::shard::GapReport;
+use crate::storage::lsm::Store;
 use crate::storage::reader::LogReader;
 use crate::storage::{TopicSpec, WalShared, WalState};
 
@@ -27,6 +29,8 @@ pub(super) struct Sources {
     pub shards: Vec<ShardView>,
     /// EAL's number, CPU, role and counters of each poll loop.
     pub loops: Vec<(u32, u32, &'static str, Arc<LoopCounters>)>,
+    /// Where Kafka's protocol is offered.
+    pub kafka: std::sync::OnceLock<Arc<Broker>>,
 }
 
 /// One shard's counters.
@@ -71,6 +75,7 @@ impl Sources {
             unix_ms: unix_ms(),
             uptime_ms: self.started.elapsed().as_millis() as u64,
             topics,
+            kafka: self.kafka.get().map(|broker| kafka(broker)),
             ports: self.ports.iter().map(port).collect(),
             shards: self
                 .shards
@@ -120,6 +125,32 @@ fn topic(view: &Topic) -> TopicStats {
         });
     }
     stats
+}
+
+fn kafka(broker: &Broker) -> KafkaStats {
+    let counters = &broker.counters;
+    let named = |pairs: &mut dyn Iterator<Item = (&'static str, u64)>| {
+        pairs
+            .map(|(name, count)| (name.to_owned(), count))
+            .collect()
+    };
+    let groups = broker.hub.stats();
+    KafkaStats {
+        connections: counters.open.load(std::sync::atomic::Ordering::Relaxed),
+        accepted: counters.accepted.load(std::sync::atomic::Ordering::Relaxed),
+        refused: counters.refused.load(std::sync::atomic::Ordering::Relaxed),
+        closed: named(&mut counters.closes()),
+        requests: named(&mut counters.requests()),
+        batches_in: counters
+            .batches_in
+            .load(std::sync::atomic::Ordering::Relaxed),
+        bytes_in: counters.bytes_in.load(std::sync::atomic::Ordering::Relaxed),
+        bytes_out: counters
+            .bytes_out
+            .load(std::sync::atomic::Ordering::Relaxed),
+        groups: groups.groups as u64,
+        members: groups.members as u64,
+    }
 }
 
 fn port(view: &PortView) -> PortStats {
@@ -198,11 +229,15 @@ fn shard(number: usize, shared: &WalShared, stats: &crate::shard::ShardStats) ->
 }
 
 /// What the control socket answers.
-pub(super) fn answers(sources: &Arc<Sources>, shared: &[Arc<WalShared>]) -> Answers {
+pub(super) fn answers(
+    sources: &Arc<Sources>,
+    shared: &[Arc<WalShared>],
+    stores: &[Arc<Store>],
+) -> Answers {
     let readers: Arc<Vec<Mutex<LogReader>>> = Arc::new(
         shared
             .iter()
-            .zip(&store.stores)
+            .zip(stores)
             .map(|(shared, files)| {
                 Mutex::new(LogReader::with_store(Arc::clone(shared), Arc::clone(files)))
             })

@@ -16,8 +16,11 @@ BOOTSTRAP = sys.argv[1]
 BASE = {"bootstrap.servers": BOOTSTRAP}
 
 
+ADMIN = AdminClient(BASE)
+
+
 def admin():
-    return AdminClient(BASE)
+    return ADMIN
 
 
 def create(partitions=1, **config):

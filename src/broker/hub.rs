@@ -1,0 +1,346 @@
+//! The group coordinator as the threads of the broker share it.
+//!
+//! One coordinator, behind a lock: group requests are few. Any thread hands requests in and takes answers out, its
+//! own and those of others' connections, which it leaves in their mailbox. Invariant: only thread 0 takes
+//! appends, so that those of a group reach its shard in the order in which they came out.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::broker::groups::records::{OFFSETS_TOPIC, partition_of};
+use crate::broker::groups::{
+    Append, AppendError, AppendId, Context, Coordinator, Now, Request, Response, Stats, Token,
+};
+use crate::broker::protocol::{Api, Malformed, Reader, RequestHeader};
+use crate::broker::session::Ticket;
+use crate::broker::topics::{Place, Snapshot};
+use crate::broker::worker::ConnectionId;
+use crate::memory::wake::Wake;
+use crate::storage::lsm::codec;
+use crate::storage::{LogReader, ReadError};
+use crate::wire::kafka as wire;
+use crate::wire::kafka::groups::*;
+use crate::wire::record_batch::{BatchWriter, HEADER_LEN, RAW_RECORD_OVERHEAD_MAX, Records};
+
+/// Bytes read of the offsets topic at a time when it is loaded.
+const LOAD: usize = 1 << 20;
+
+/// A request on its way through the coordinator.
+struct Asked {
+    thread: usize,
+    connection: ConnectionId,
+    ticket: Ticket,
+    api: Api,
+    version: i16,
+    correlation: i32,
+    /// Partitions of a commit that are not there, by topic.
+    unknown: Vec<(String, Vec<i32>)>,
+}
+
+/// An answer for a connection of some thread.
+pub struct Mail {
+    /// Whose.
+    pub connection: ConnectionId,
+    /// To which request.
+    pub ticket: Ticket,
+    /// Encoded.
+    pub answer: Vec<u8>,
+}
+
+struct Inner {
+    coordinator: Coordinator,
+    asked: HashMap<Token, Asked>,
+    next_token: Token,
+    mail: Vec<VecDeque<Mail>>,
+}
+
+/// The coordinator, for all threads.
+pub struct Hub {
+    inner: Mutex<Inner>,
+    wakes: Vec<Arc<Wake>>,
+}
+
+/// Reads a group request of an API that is one.
+pub fn read<'a>(api: Api, version: i16, body: &Reader<'a>) -> Result<Request<'a>, Malformed> {
+    let malformed = Malformed {
+        at: body.position(),
+    };
+    let mut reader = wire::Reader::new(body.rest(), api.flexible(version));
+    let reader = &mut reader;
+    let request = match api {
+        Api::JoinGroup => JoinGroupRequest::decode(reader, version).map(Request::JoinGroup),
+        Api::SyncGroup => SyncGroupRequest::decode(reader, version).map(Request::SyncGroup),
+        Api::Heartbeat => HeartbeatRequest::decode(reader, version).map(Request::Heartbeat),
+        Api::LeaveGroup => LeaveGroupRequest::decode(reader, version).map(Request::LeaveGroup),
+        Api::OffsetCommit => {
+            OffsetCommitRequest::decode(reader, version).map(Request::OffsetCommit)
+        }
+        Api::OffsetFetch => OffsetFetchRequest::decode(reader, version).map(Request::OffsetFetch),
+        Api::OffsetDelete => {
+            OffsetDeleteRequest::decode(reader, version).map(Request::OffsetDelete)
+        }
+        Api::DescribeGroups => {
+            DescribeGroupsRequest::decode(reader, version).map(Request::DescribeGroups)
+        }
+        Api::ListGroups => ListGroupsRequest::decode(reader, version).map(Request::ListGroups),
+        Api::DeleteGroups => {
+            DeleteGroupsRequest::decode(reader, version).map(Request::DeleteGroups)
+        }
+        _ => return Err(malformed),
+    };
+    request.map_err(|_| malformed)
+}
+
+impl Hub {
+    /// Of a coordinator that has loaded; `wakes` end the threads' sleep, by their number.
+    pub fn new(coordinator: Coordinator, wakes: Vec<Arc<Wake>>) -> Self {
+        Self {
+            inner: Mutex::new(Inner {
+                coordinator,
+                asked: HashMap::new(),
+                next_token: 0,
+                mail: wakes.iter().map(|_| VecDeque::new()).collect(),
+            }),
+            wakes,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands in a request of a connection of `thread`; its answer comes as mail.
+    #[allow(clippy::too_many_arguments)] // who asks, what, and in which way it is to be answered
+    pub fn ask(
+        &self,
+        thread: usize,
+        connection: ConnectionId,
+        ticket: Ticket,
+        api: Api,
+        header: &RequestHeader<'_>,
+        host: &str,
+        mut request: Request<'_>,
+        snapshot: &Snapshot,
+        now: Now,
+    ) {
+        let unknown = match &mut request {
+            Request::OffsetCommit(commit) => take_unknown(commit, snapshot),
+            _ => Vec::new(),
+        };
+        let context = Context {
+            client_id: header.client_id.unwrap_or_default(),
+            client_host: host,
+            version: header.version,
+        };
+        let mut inner = self.lock();
+        inner.next_token += 1;
+        let token = inner.next_token;
+        inner.asked.insert(
+            token,
+            Asked {
+                thread,
+                connection,
+                ticket,
+                api,
+                version: header.version,
+                correlation: header.correlation,
+                unknown,
+            },
+        );
+        inner.coordinator.handle(now, token, &context, request);
+        self.deliver(inner, thread);
+    }
+
+    /// Leaves answers in the mailboxes, and wakes whoever else has something to do.
+    fn deliver(&self, mut inner: MutexGuard<'_, Inner>, thread: usize) {
+        let mut others = Vec::new();
+        while let Some((token, response)) = inner.coordinator.take_answer() {
+            let Some(asked) = inner.asked.remove(&token) else {
+                continue;
+            };
+            let mail = Mail {
+                connection: asked.connection,
+                ticket: asked.ticket,
+                answer: encode(&asked, response),
+            };
+            if asked.thread != thread && !others.contains(&asked.thread) {
+                others.push(asked.thread);
+            }
+            if let Some(mailbox) = inner.mail.get_mut(asked.thread) {
+                mailbox.push_back(mail);
+            }
+        }
+        drop(inner);
+        if thread != 0 && !others.contains(&0) {
+            // Appends and deadlines are thread 0's.
+            others.push(0);
+        }
+        for other in others {
+            if let Some(wake) = self.wakes.get(other) {
+                wake.wake();
+            }
+        }
+    }
+
+    /// Takes the mail of a thread.
+    pub fn mail(&self, thread: usize) -> VecDeque<Mail> {
+        let mut inner = self.lock();
+        inner
+            .mail
+            .get_mut(thread)
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
+    /// Whether a thread has mail, or, thread 0, something is due.
+    pub fn has_mail(&self, thread: usize) -> bool {
+        self.lock().mail.get(thread).is_some_and(|m| !m.is_empty())
+    }
+
+    /// Thread 0: does what is due and takes what is to be written.
+    pub fn advance(&self, now: Now) -> Vec<Append> {
+        let mut inner = self.lock();
+        inner.coordinator.advance(now);
+        let mut appends = Vec::new();
+        while let Some(append) = inner.coordinator.take_append() {
+            appends.push(append);
+        }
+        self.deliver(inner, 0);
+        appends
+    }
+
+    /// Thread 0: an append has ended.
+    pub fn appended(&self, now: Now, id: AppendId, result: Result<(), AppendError>) {
+        let mut inner = self.lock();
+        inner.coordinator.appended(now, id, result);
+        self.deliver(inner, 0);
+    }
+
+    /// When [`Hub::advance`] is to be called next, in milliseconds of the coordinator's clock.
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.lock().coordinator.next_deadline()
+    }
+
+    /// A topic was deleted.
+    pub fn topic_deleted(&self, thread: usize, now: Now, topic: &str) {
+        let mut inner = self.lock();
+        inner.coordinator.topic_deleted(now, topic);
+        self.deliver(inner, thread);
+    }
+
+    /// Figures for operators.
+    pub fn stats(&self) -> Stats {
+        self.lock().coordinator.stats()
+    }
+}
+
+/// Takes partitions that are not there out of a commit.
+fn take_unknown(
+    commit: &mut OffsetCommitRequest<'_>,
+    snapshot: &Snapshot,
+) -> Vec<(String, Vec<i32>)> {
+    let mut unknown = Vec::new();
+    for topic in &mut commit.topics {
+        let mut gone = Vec::new();
+        topic.partitions.retain(|partition| {
+            let there = snapshot
+                .place(&topic.name, partition.partition_index)
+                .is_some();
+            if !there {
+                gone.push(partition.partition_index);
+            }
+            there
+        });
+        if !gone.is_empty() {
+            unknown.push((topic.name.to_string(), gone));
+        }
+    }
+    commit.topics.retain(|topic| !topic.partitions.is_empty());
+    unknown
+}
+
+fn encode(asked: &Asked, mut response: Response) -> Vec<u8> {
+    if let Response::OffsetCommit(commit) = &mut response {
+        for (name, partitions) in &asked.unknown {
+            commit.topics.push(TopicResults {
+                name: name.clone().into(),
+                partitions: partitions
+                    .iter()
+                    .map(|&partition_index| PartitionResult {
+                        partition_index,
+                        error_code: wire::ErrorCode::UnknownTopicOrPartition,
+                    })
+                    .collect(),
+            });
+        }
+    }
+    let head = asked.api.answer(asked.version, asked.correlation);
+    let mut writer =
+        wire::Writer::with_buffer(head.into_fields(), asked.api.flexible(asked.version));
+    response.encode(&mut writer, asked.version);
+    let mut answer = writer.into_bytes();
+    let len = (answer.len() - 4) as i32;
+    answer[..4].copy_from_slice(&len.to_be_bytes());
+    answer
+}
+
+/// Where an append goes, and as what batch; `None`: the topic is not there.
+pub fn batch(append: &Append, snapshot: &Snapshot, now_ms: i64) -> Option<(Place, Vec<u8>)> {
+    let topic = snapshot.find(OFFSETS_TOPIC)?;
+    let partition = partition_of(&append.group, topic.places.len() as u32);
+    let place = topic.place(partition as i32)?;
+    let room = |bytes: usize| bytes + RAW_RECORD_OVERHEAD_MAX + 8;
+    let len: usize = append.records.iter().map(|r| room(r.size())).sum();
+    let mut bytes = vec![0; HEADER_LEN + len];
+    let mut writer = BatchWriter::new(&mut bytes, now_ms);
+    for record in &append.records {
+        writer
+            .push(now_ms, Some(&record.key), record.value.as_deref())
+            .ok()?;
+    }
+    let len = writer.finish(0);
+    bytes.truncate(len);
+    Some((place, bytes))
+}
+
+/// Replays a partition of the offsets topic; gives the number of records.
+pub fn load(
+    coordinator: &mut Coordinator,
+    reader: &mut LogReader,
+    place: Place,
+) -> Result<u64, ReadError> {
+    let (mut offset, mut records) = (reader.bounds(place.key)?.0, 0);
+    let (mut bytes, mut scratch) = (Vec::new(), Vec::new());
+    loop {
+        bytes.clear();
+        let outcome = reader.read(place.key, offset, LOAD, &mut bytes)?;
+        let mut rest = &bytes[..];
+        while let Ok(header) = crate::wire::record_batch::parse_header(rest) {
+            let Some((batch, behind)) = rest.split_at_checked(header.total_len()) else {
+                break;
+            };
+            rest = behind;
+            if header.is_control() {
+                continue;
+            }
+            let Ok(plain) = codec::plain(batch, &mut scratch) else {
+                tracing::error!("a batch of committed offsets at {offset} cannot be read");
+                continue;
+            };
+            for record in Records::new(plain).into_iter().flatten().flatten() {
+                let Some(key) = record.key else { continue };
+                if let Err(error) = coordinator.replay(key, record.value) {
+                    tracing::warn!(
+                        "a record of committed offsets at {} is not understood: {error}",
+                        record.offset
+                    );
+                }
+                records += 1;
+            }
+        }
+        if outcome.next_offset >= outcome.end || outcome.next_offset == offset {
+            return Ok(records);
+        }
+        offset = outcome.next_offset;
+    }
+}

@@ -1,0 +1,224 @@
+//! Produce requests: what they hold, and their answers.
+//!
+//! Source: the Kafka protocol guide, Produce 3 to 11.
+
+use crate::broker::batch::Refused;
+use crate::broker::protocol::{Api, Code, Malformed, Reader};
+use crate::wire::datagram::ErrorCode;
+
+/// The longest that a batch waits for its acknowledgement, whatever the client says.
+pub const MAX_TIMEOUT_MS: i32 = 60_000;
+
+/// The records for one partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part<'a> {
+    /// Its number.
+    pub index: i32,
+    /// One record batch, not yet checked; empty for null.
+    pub records: &'a [u8],
+}
+
+/// A Produce request.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ProduceRequest<'a> {
+    /// It belongs to a transaction.
+    pub transactional: bool,
+    /// 0, 1 or −1, not yet checked.
+    pub acks: i16,
+    /// How long the client wants to wait, in milliseconds.
+    pub timeout_ms: i32,
+    /// The records by topic.
+    pub topics: Vec<(&'a str, Vec<Part<'a>>)>,
+}
+
+impl<'a> ProduceRequest<'a> {
+    /// Reads one. Copies no records.
+    pub fn read(body: &mut Reader<'a>) -> Result<Self, Malformed> {
+        let transactional = body.nullable_string()?.is_some();
+        let acks = body.i16()?;
+        let timeout_ms = body.i32()?;
+        let topics = body.array(|r| {
+            let name = r.string()?;
+            let parts = r.array(|r| {
+                let index = r.i32()?;
+                let records = r.nullable_bytes()?.unwrap_or_default();
+                r.end()?;
+                Ok(Part { index, records })
+            })?;
+            r.end()?;
+            Ok((name, parts))
+        })?;
+        body.end()?;
+        Ok(Self {
+            transactional,
+            acks,
+            timeout_ms,
+            topics,
+        })
+    }
+}
+
+/// What became of the records of one partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartResult {
+    /// [`Code::None`]: stored as the acknowledgement level says.
+    pub code: Code,
+    /// Offset of the first record, −1 where it is not known.
+    pub base_offset: i64,
+    /// The broker's time, −1 where records have their producer's.
+    pub append_time: i64,
+    /// First offset of the partition.
+    pub log_start: i64,
+    /// What went wrong.
+    pub message: Option<Box<str>>,
+}
+
+impl PartResult {
+    /// Not stored.
+    pub fn failed(code: Code, message: Option<String>) -> Self {
+        Self {
+            code,
+            base_offset: -1,
+            append_time: -1,
+            log_start: -1,
+            message: message.map(Into::into),
+        }
+    }
+
+    /// Not stored, because of the batch itself.
+    pub fn refused(reason: &Refused) -> Self {
+        let code = match reason {
+            Refused::Corrupt(_) => Code::CorruptMessage,
+            Refused::Invalid(_) => Code::InvalidRecord,
+            Refused::TooLarge { .. } => Code::MessageTooLarge,
+            Refused::Codec(_) => Code::UnsupportedCompressionType,
+            Refused::Timestamp { .. } => Code::InvalidTimestamp,
+            Refused::Transactional => Code::InvalidTxnState,
+        };
+        Self::failed(code, Some(reason.to_string()))
+    }
+
+    /// As a shard says. Every refusal is one that a client either repeats or gives up in the way that it
+    /// does with Kafka.
+    pub fn of_shard(error: ErrorCode, base_offset: i64, append_time: i64, log_start: i64) -> Self {
+        let code = match error {
+            // Stored so long ago that its offset is forgotten; clients take it as stored.
+            ErrorCode::Duplicate if base_offset < 0 => Code::DuplicateSequenceNumber,
+            ErrorCode::None | ErrorCode::Duplicate => {
+                return Self {
+                    code: Code::None,
+                    base_offset,
+                    append_time,
+                    log_start,
+                    message: None,
+                };
+            }
+            ErrorCode::UnknownPartition => Code::UnknownTopicOrPartition,
+            ErrorCode::InvalidBatch => Code::CorruptMessage,
+            ErrorCode::UnsupportedCodec => Code::UnsupportedCompressionType,
+            ErrorCode::TooLarge => Code::MessageTooLarge,
+            ErrorCode::OutOfOrder => Code::OutOfOrderSequenceNumber,
+            ErrorCode::Fenced => Code::InvalidProducerEpoch,
+            ErrorCode::StorageFull | ErrorCode::StorageFailed => Code::KafkaStorage,
+            ErrorCode::InvalidAcks => Code::InvalidRequiredAcks,
+            // Nothing was stored, and a later try may be: clients repeat on this one.
+            ErrorCode::Busy => Code::RequestTimedOut,
+        };
+        Self::failed(code, Some(error.name().replace('_', " ")))
+    }
+}
+
+/// What is needed to answer a request whose body is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shape {
+    /// Version of the request.
+    pub version: i16,
+    /// Its correlation id.
+    pub correlation: i32,
+    /// Topics and the numbers of their partitions.
+    pub topics: Vec<(Box<str>, Vec<i32>)>,
+}
+
+/// The answer, with one result for each partition in the order of the request.
+pub fn answer(shape: &Shape, results: &[PartResult]) -> Vec<u8> {
+    let version = shape.version;
+    let mut out = Api::Produce.answer(version, shape.correlation);
+    let mut results = results.iter();
+    out.array(shape.topics.iter(), |out, (name, parts)| {
+        out.string(name);
+        out.array(
+            parts
+                .iter()
+                .zip(results.by_ref().take(parts.len()).collect::<Vec<_>>()),
+            |out, (index, result)| {
+                out.i32(*index);
+                out.i16(result.code as i16);
+                out.i64(result.base_offset);
+                out.i64(result.append_time);
+                if version >= 5 {
+                    out.i64(result.log_start);
+                }
+                if version >= 8 {
+                    out.count(0); // errors of single records
+                    out.nullable_string(result.message.as_deref());
+                }
+                out.end();
+            },
+        );
+        out.end();
+    });
+    out.i32(0); // throttle time
+    out.end();
+    out.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::protocol::Writer;
+
+    #[test]
+    fn requests_of_both_kinds_are_read() {
+        for flexible in [false, true] {
+            let mut out = Writer::fields(flexible);
+            out.nullable_string(None);
+            out.i16(-1);
+            out.i32(1500);
+            out.count(1);
+            out.string("t");
+            out.count(2);
+            for (index, records) in [(0, Some(&b"abc"[..])), (7, None)] {
+                out.i32(index);
+                out.nullable_bytes(records);
+                out.end();
+            }
+            out.end();
+            out.end();
+            let bytes = out.into_fields();
+            let request = ProduceRequest::read(&mut Reader::new(&bytes, flexible)).unwrap();
+            assert_eq!(
+                (request.transactional, request.acks, request.timeout_ms),
+                (false, -1, 1500)
+            );
+            let parts: Vec<_> = request.topics[0]
+                .1
+                .iter()
+                .map(|p| (p.index, p.records))
+                .collect();
+            assert_eq!(parts, [(0, &b"abc"[..]), (7, &[][..])]);
+            for cut in 0..bytes.len() {
+                assert!(ProduceRequest::read(&mut Reader::new(&bytes[..cut], flexible)).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn every_reason_of_a_shard_is_an_error_of_kafka() {
+        for reason in ErrorCode::ALL {
+            let result = PartResult::of_shard(reason, 5, -1, 0);
+            let good = matches!(reason, ErrorCode::None | ErrorCode::Duplicate);
+            assert_eq!(result.code == Code::None, good, "{reason:?}");
+            assert_eq!(result.base_offset, if good { 5 } else { -1 });
+        }
+    }
+}

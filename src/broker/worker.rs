@@ -1,0 +1,982 @@
+//! What a thread that serves connections runs: requests in, answers out, shards and logs between.
+//!
+//! The transport hands over the bytes it received and a connection's state, and asks for answers; nothing
+//! here does network I/O. Invariants: a request is begun only when everything it may need is free (places in
+//! the shards' rings, memory), else it stays unread; each begun request is completed exactly once.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Acquire;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use crate::broker::batch;
+use crate::broker::cluster::{self, Endpoint, MetadataRequest, Wanted};
+use crate::broker::counters::Counters;
+use crate::broker::fetch::{self, FetchRequest, Fetched, Part};
+use crate::broker::groups::{self, Append, AppendError, AppendId};
+use crate::broker::hub::{self, Hub};
+use crate::broker::inflight::{InFlight, MAX_BATCHES, RequestId};
+use crate::broker::list_offsets;
+use crate::broker::produce::{self, PartResult, ProduceRequest, Shape};
+use crate::broker::producer_ids::ProducerIds;
+use crate::broker::protocol::{Api, Code, Malformed, Reader, RequestHeader};
+use crate::broker::session::{self, Framing, LENGTH_LEN, Limits, Session, Ticket};
+use crate::broker::topics::{Place, Topics};
+use crate::broker::waiting::{Progress, WaitId, Waiting};
+use crate::broker::{admin, waiting};
+use crate::shard::link::{BatchAnswer, BatchLink, LINK_BATCHES};
+use crate::shard::{BatchBuffer, Now, ShardStats};
+use crate::storage::{LogReader, ReadError};
+use crate::wire::datagram::ErrorCode;
+use crate::wire::record_batch;
+
+/// Bytes of answers that a thread's connections may have unsent before new fetches wait.
+const MAX_UNSENT: usize = 256 << 20;
+/// Bytes of batches that a thread may have on their way to shards.
+const MAX_ON_THEIR_WAY: usize = 256 << 20;
+/// The slot of tags that belong to no request: batches without an acknowledgement.
+const UNANSWERED: u64 = ((1 << 24) - 1) << 40;
+
+/// What all threads share.
+pub struct Broker {
+    /// The topics.
+    pub topics: Arc<dyn Topics>,
+    /// Ids for idempotent producers.
+    pub producer_ids: ProducerIds,
+    /// The store's id, as Kafka shows it.
+    pub cluster_id: String,
+    /// What clients are told to connect to; `None`: where their connection arrived.
+    pub advertised: Option<Endpoint>,
+    /// Whether unknown topics are made on demand.
+    pub auto_create: bool,
+    /// Partitions of topics without a number.
+    pub default_partitions: u32,
+    /// Bounds of a connection.
+    pub limits: Limits,
+    /// Groups and their offsets.
+    pub hub: Hub,
+    /// What the broker's clock began with.
+    pub started: Instant,
+    /// What is counted.
+    pub counters: Counters,
+}
+
+impl Broker {
+    /// The time, by the broker's clock.
+    pub fn now(&self) -> Now {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH);
+        Now {
+            // Nanoseconds fit 64 bits for 584 years.
+            mono_ns: self.started.elapsed().as_nanos() as u64,
+            unix_ns: unix.map_or(0, |t| t.as_nanos() as i64),
+        }
+    }
+}
+
+/// An encoded answer, in the pieces that are to be sent one after another.
+pub type Answer = Vec<Vec<u8>>;
+
+/// Names a connection for the life of its thread.
+pub type ConnectionId = u64;
+
+/// A connection's state.
+pub struct Connection {
+    id: ConnectionId,
+    local: SocketAddr,
+    peer: SocketAddr,
+    session: Session<Answer>,
+}
+
+impl Connection {
+    /// A new one; `local` is the address it arrived at.
+    pub fn new(id: ConnectionId, local: SocketAddr, peer: SocketAddr) -> Self {
+        Self {
+            id,
+            local,
+            peer,
+            session: Session::default(),
+        }
+    }
+
+    /// Its name.
+    pub fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    /// Its requests.
+    pub fn session(&mut self) -> &mut Session<Answer> {
+        &mut self.session
+    }
+}
+
+/// Why a connection is closed by the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Close {
+    /// A length that no request has.
+    BadLength,
+    /// A request that ends early or says the impossible.
+    Malformed,
+    /// An API that is not served, or a version of it.
+    Unsupported,
+    /// A produce request without acknowledgement failed; there is no other way to say so.
+    UnacknowledgedFailed,
+}
+
+/// How much was consumed, and why not more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// Bytes consumed: whole requests.
+    pub consumed: usize,
+    /// Bytes that the next request has with its length, as far as is known.
+    pub need: usize,
+    /// The rest is to be shown again when something was completed, on this connection or on another.
+    pub blocked: bool,
+}
+
+/// The way to a shard and back.
+pub struct ShardLink {
+    /// Batches there and answers back.
+    pub batches: BatchLink,
+    /// What it counts.
+    pub stats: Arc<ShardStats>,
+    /// Its log.
+    pub reader: LogReader,
+    /// Bytes of the largest batch that its log takes.
+    pub max_batch: usize,
+}
+
+struct Link {
+    link: ShardLink,
+    raised: u64,
+}
+
+struct Producing {
+    connection: ConnectionId,
+    ticket: Ticket,
+    shape: Shape,
+}
+
+struct Fetching {
+    connection: ConnectionId,
+    ticket: Ticket,
+    request: FetchRequest,
+    deadline_ns: u64,
+}
+
+struct Sent {
+    bytes: usize,
+    append_time: i64,
+    place: Place,
+}
+
+/// A request that was completed while its connection was not at hand.
+pub struct Completed {
+    /// Whose.
+    pub connection: ConnectionId,
+    /// Which.
+    pub ticket: Ticket,
+    /// Its answer.
+    pub answer: Answer,
+}
+
+/// A thread's part of the broker.
+pub struct Worker {
+    broker: Arc<Broker>,
+    thread: usize,
+    links: Vec<Link>,
+    produces: InFlight<Producing, PartResult>,
+    fetches: Waiting<Fetching>,
+    fetch_of: HashMap<ConnectionId, WaitId, foldhash::fast::RandomState>,
+    /// Batches that shards hold, by tag.
+    sent: HashMap<u64, Sent, foldhash::fast::RandomState>,
+    bytes_on_their_way: usize,
+    unsent: usize,
+    next_unanswered: u64,
+    /// The partition that the next fetch begins with.
+    turn: usize,
+    completed: Vec<Completed>,
+    answers: Vec<BatchAnswer>,
+    /// Thread 0: appends of the coordinator that wait for room, and those on their way, by tag.
+    appends: VecDeque<Append>,
+    appending: HashMap<u64, AppendId, foldhash::fast::RandomState>,
+}
+
+/// What a request came to.
+enum Done {
+    /// Its answer.
+    Answer(Answer),
+    /// There is none.
+    Silent,
+    /// It will be completed later.
+    Later,
+    /// Not begun: something it needs is taken.
+    Blocked,
+}
+
+impl From<Vec<u8>> for Done {
+    fn from(answer: Vec<u8>) -> Self {
+        Done::Answer(vec![answer])
+    }
+}
+
+impl From<Malformed> for Close {
+    fn from(_: Malformed) -> Self {
+        Close::Malformed
+    }
+}
+
+impl Worker {
+    /// A thread's part, with its way to each shard.
+    pub fn new(broker: Arc<Broker>, thread: usize, links: Vec<ShardLink>) -> Self {
+        let links: Vec<Link> = links
+            .into_iter()
+            .map(|link| Link {
+                raised: link.stats.raised.load(Acquire),
+                link,
+            })
+            .collect();
+        Self {
+            broker,
+            thread,
+            produces: InFlight::default(),
+            fetches: Waiting::new(links.len()),
+            fetch_of: HashMap::default(),
+            sent: HashMap::default(),
+            links,
+            bytes_on_their_way: 0,
+            unsent: 0,
+            next_unanswered: 0,
+            turn: 0,
+            completed: Vec::new(),
+            answers: Vec::new(),
+            appends: VecDeque::new(),
+            appending: HashMap::default(),
+        }
+    }
+
+    /// Begins the requests in `input`, as many as may be begun.
+    pub fn received(
+        &mut self,
+        connection: &mut Connection,
+        input: &[u8],
+        now: Now,
+    ) -> Result<Received, Close> {
+        let limits = self.broker.limits;
+        let mut consumed = 0;
+        loop {
+            let rest = &input[consumed..];
+            let request = match session::frame(rest, limits.request) {
+                Framing::Partial { need } => {
+                    return Ok(Received {
+                        consumed,
+                        need,
+                        blocked: false,
+                    });
+                }
+                Framing::BadLength(_) => {
+                    return Err(self.close(Close::BadLength));
+                }
+                Framing::Request(request) => request,
+            };
+            let begun = self
+                .request(connection, request, now)
+                .map_err(|reason| self.close(reason))?;
+            if !begun {
+                return Ok(Received {
+                    consumed,
+                    need: LENGTH_LEN + request.len(),
+                    blocked: true,
+                });
+            }
+            consumed += LENGTH_LEN + request.len();
+        }
+    }
+
+    fn close(&self, reason: Close) -> Close {
+        self.broker.counters.closed(reason);
+        reason
+    }
+
+    /// Begins a request; false: not now.
+    fn request(
+        &mut self,
+        connection: &mut Connection,
+        request: &[u8],
+        now: Now,
+    ) -> Result<bool, Close> {
+        let (header, mut body) = RequestHeader::read(request)?;
+        let api = Api::of(header.key).ok_or(Close::Unsupported)?;
+        if !api.serves(header.version) && api != Api::ApiVersions {
+            return Err(Close::Unsupported);
+        }
+        let session = &mut connection.session;
+        let limits = &self.broker.limits;
+        if !session.admits(api != Api::Produce, request.len(), limits) {
+            return Ok(false);
+        }
+        session.set_client_id(header.client_id);
+        let ticket = session.begin(request.len());
+        let done = self.handle(connection, api, &header, &mut body, ticket, now);
+        match done? {
+            Done::Answer(answer) => {
+                self.unsent += size(&answer);
+                connection.session.answer(ticket, Some(answer));
+            }
+            Done::Silent => connection.session.answer(ticket, None),
+            Done::Later => {}
+            Done::Blocked => {
+                connection.session.undo(ticket);
+                return Ok(false);
+            }
+        }
+        self.broker.counters.request(api);
+        Ok(true)
+    }
+
+    fn handle(
+        &mut self,
+        connection: &mut Connection,
+        api: Api,
+        header: &RequestHeader<'_>,
+        body: &mut Reader<'_>,
+        ticket: Ticket,
+        now: Now,
+    ) -> Result<Done, Close> {
+        let broker = Arc::clone(&self.broker);
+        let topics = &*broker.topics;
+        let endpoint = || match &broker.advertised {
+            Some(endpoint) => endpoint.clone(),
+            None => Endpoint {
+                host: connection.local.ip().to_canonical().to_string(),
+                port: connection.local.port(),
+            },
+        };
+        Ok(match api {
+            Api::Produce => return self.produce(connection.id, header, body, ticket, now),
+            Api::Fetch => return self.fetch(connection.id, header, body, ticket, now),
+            Api::ListOffsets => self.list_offsets(header, body, now)?.into(),
+            Api::Metadata => {
+                let request = MetadataRequest::read(body, header.version)?;
+                self.make_topics(&request);
+                cluster::metadata(
+                    header,
+                    &request,
+                    &topics.snapshot(),
+                    &broker.cluster_id,
+                    &endpoint(),
+                    |name| match admin::check_name(name) {
+                        Ok(()) => Code::UnknownTopicOrPartition,
+                        Err(error) => error.code,
+                    },
+                )
+                .into()
+            }
+            Api::ApiVersions => {
+                let (answer, software) = cluster::api_versions(header, body)?;
+                if let Some((name, version)) = software {
+                    connection.session.set_software(name, version);
+                }
+                answer.into()
+            }
+            Api::FindCoordinator => cluster::find_coordinator(header, body, &endpoint())?.into(),
+            Api::DescribeCluster => {
+                cluster::describe_cluster(header, body, &broker.cluster_id, &endpoint())?.into()
+            }
+            Api::CreateTopics => {
+                admin::create_topics(header, body, topics, broker.default_partitions)?.into()
+            }
+            Api::DeleteTopics => {
+                let before = topics.snapshot();
+                let answer = admin::delete_topics(header, body, topics)?;
+                let after = topics.snapshot();
+                for topic in before.all() {
+                    if after.find(&topic.name).is_none() {
+                        let now = group_time(now);
+                        broker.hub.topic_deleted(self.thread, now, &topic.name);
+                    }
+                }
+                answer.into()
+            }
+            Api::DeleteRecords => admin::delete_records(header, body, topics)?.into(),
+            Api::CreatePartitions => admin::create_partitions(header, body, topics)?.into(),
+            Api::DescribeConfigs => admin::describe_configs(header, body, topics)?.into(),
+            Api::AlterConfigs | Api::IncrementalAlterConfigs => {
+                admin::alter_configs(api, header, body, topics)?.into()
+            }
+            Api::InitProducerId => self.init_producer_id(header, body)?.into(),
+            Api::OffsetCommit
+            | Api::OffsetFetch
+            | Api::JoinGroup
+            | Api::Heartbeat
+            | Api::LeaveGroup
+            | Api::SyncGroup
+            | Api::DescribeGroups
+            | Api::ListGroups
+            | Api::DeleteGroups
+            | Api::OffsetDelete => {
+                let request = hub::read(api, header.version, body)?;
+                let host = connection.peer.ip().to_canonical().to_string();
+                broker.hub.ask(
+                    self.thread,
+                    connection.id,
+                    ticket,
+                    api,
+                    header,
+                    &host,
+                    request,
+                    &topics.snapshot(),
+                    group_time(now),
+                );
+                self.groups(now);
+                Done::Later
+            }
+        })
+    }
+
+    /// Makes topics that a client asked about and that it may make by asking.
+    fn make_topics(&self, request: &MetadataRequest<'_>) {
+        let Some(wanted) = &request.topics else {
+            return;
+        };
+        if !request.auto_create || !self.broker.auto_create {
+            return;
+        }
+        let topics = &self.broker.topics;
+        for wanted in wanted {
+            if let Wanted::Name(name) = wanted
+                && topics.snapshot().find(name).is_none()
+                && admin::check_name(name).is_ok()
+            {
+                // Whatever went wrong, the topic is not there, and the client is told so.
+                if let Err(error) = topics.create(name, self.broker.default_partitions, &[], false)
+                {
+                    tracing::warn!("topic {name:?} was not made on demand: {error}");
+                }
+            }
+        }
+    }
+
+    fn init_producer_id(
+        &self,
+        header: &RequestHeader<'_>,
+        body: &mut Reader<'_>,
+    ) -> Result<Vec<u8>, Malformed> {
+        let transactional = body.nullable_string()?;
+        body.i32()?;
+        if header.version >= 3 {
+            // A producer that lost its place gets a new id, as on Kafka.
+            body.i64()?;
+            body.i16()?;
+        }
+        body.end()?;
+        let given = match transactional {
+            Some(_) => Err(Code::InvalidRequest),
+            None => self.broker.producer_ids.allocate().map_err(|error| {
+                tracing::error!("no producer id: {error}");
+                Code::KafkaStorage
+            }),
+        };
+        let mut out = Api::InitProducerId.answer(header.version, header.correlation);
+        out.i32(0);
+        out.i16(given.as_ref().err().copied().unwrap_or(Code::None) as i16);
+        out.i64(*given.as_ref().unwrap_or(&-1));
+        out.i16(if given.is_ok() { 0 } else { -1 });
+        out.end();
+        Ok(out.finish())
+    }
+
+    fn produce(
+        &mut self,
+        connection: ConnectionId,
+        header: &RequestHeader<'_>,
+        body: &mut Reader<'_>,
+        ticket: Ticket,
+        now: Now,
+    ) -> Result<Done, Close> {
+        let request = ProduceRequest::read(body)?;
+        let snapshot = self.broker.topics.snapshot();
+        let parts = || {
+            request
+                .topics
+                .iter()
+                .flat_map(|(name, parts)| parts.iter().map(move |part| (*name, *part)))
+        };
+        // Nothing is begun unless all of it can be.
+        let (mut wanted, mut bytes, mut count) = (vec![0; self.links.len()], 0, 0);
+        for (name, part) in parts() {
+            if let Some(place) = snapshot.place(name, part.index)
+                && let Some(wanted) = wanted.get_mut(usize::from(place.shard))
+            {
+                *wanted += 1;
+            }
+            bytes += part.records.len();
+            count += 1;
+        }
+        if count >= MAX_BATCHES || wanted.iter().any(|&n| n > LINK_BATCHES) {
+            return Err(Close::Malformed);
+        }
+        let busy = wanted
+            .iter()
+            .zip(&self.links)
+            .any(|(&n, link)| n > link.link.batches.room());
+        let heavy =
+            self.bytes_on_their_way > 0 && self.bytes_on_their_way + bytes > MAX_ON_THEIR_WAY;
+        if busy || heavy {
+            return Ok(Done::Blocked);
+        }
+
+        let now_ms = now.unix_ns.div_euclid(1_000_000);
+        let mut results = Vec::with_capacity(count);
+        let mut batches = Vec::with_capacity(count);
+        for (number, (name, part)) in parts().enumerate() {
+            let topic = snapshot.find(name);
+            let result = match topic.and_then(|topic| Some((topic, topic.place(part.index)?))) {
+                _ if !(-1..=1).contains(&request.acks) => {
+                    Some(PartResult::failed(Code::InvalidRequiredAcks, None))
+                }
+                _ if request.transactional => {
+                    Some(PartResult::refused(&batch::Refused::Transactional))
+                }
+                None => Some(PartResult::failed(Code::UnknownTopicOrPartition, None)),
+                Some((topic, _)) if topic.internal() => Some(PartResult::failed(
+                    Code::InvalidTopic,
+                    Some("the topic is the server's own".to_owned()),
+                )),
+                Some((topic, place)) => {
+                    let mut buffer = BatchBuffer::new(part.records);
+                    let mut rules = topic.rules;
+                    rules.max_bytes = rules
+                        .max_bytes
+                        .min(self.links[usize::from(place.shard)].link.max_batch);
+                    match batch::admit(buffer.batch_mut(), header.version, &rules, now_ms) {
+                        Ok(admitted) => {
+                            let append_time = admitted.append_time().unwrap_or(-1);
+                            batches.push((number, place, buffer, append_time));
+                            self.broker
+                                .topics
+                                .received(place, admitted.records_count.max(0) as u64);
+                            None
+                        }
+                        Err(reason) => Some(PartResult::refused(&reason)),
+                    }
+                }
+            };
+            results.push(result);
+        }
+        self.broker.counters.produced(batches.len(), bytes);
+
+        let shape = Shape {
+            version: header.version,
+            correlation: header.correlation,
+            topics: request
+                .topics
+                .iter()
+                .map(|(name, parts)| ((*name).into(), parts.iter().map(|p| p.index).collect()))
+                .collect(),
+        };
+        let id: Option<RequestId>;
+        let done = if request.acks == 0 {
+            if results.iter().any(Option::is_some) {
+                return Err(Close::UnacknowledgedFailed);
+            }
+            id = None;
+            Done::Silent
+        } else if batches.is_empty() {
+            let results: Vec<PartResult> = results.into_iter().flatten().collect();
+            return Ok(produce::answer(&shape, &results).into());
+        } else {
+            let timeout = request.timeout_ms.clamp(1, produce::MAX_TIMEOUT_MS);
+            let deadline_ns = now.mono_ns + timeout as u64 * 1_000_000;
+            let producing = Producing {
+                connection,
+                ticket,
+                shape,
+            };
+            id = Some(self.produces.begin(producing, results, deadline_ns));
+            Done::Later
+        };
+        for (number, place, buffer, append_time) in batches {
+            let tag = match id {
+                Some(id) => id.tag(number),
+                None => self.unanswered_tag(),
+            };
+            self.send(tag, place, buffer, append_time, request.acks as i8, now);
+        }
+        Ok(done)
+    }
+
+    /// Hands a batch to its shard, which has room for it.
+    fn send(
+        &mut self,
+        tag: u64,
+        place: Place,
+        buffer: BatchBuffer,
+        append_time: i64,
+        acks: i8,
+        now: Now,
+    ) {
+        let bytes = buffer.batch().len();
+        let batches = &mut self.links[usize::from(place.shard)].link.batches;
+        let sent = batches.send(buffer, tag, place.local, now.unix_ns, acks);
+        if sent.is_err() {
+            debug_assert!(false, "there was room for every batch of the request");
+            let refused = BatchAnswer {
+                tag,
+                partition: place.local,
+                base_offset: -1,
+                error: ErrorCode::Busy,
+                credit: 0,
+            };
+            self.answers.push(refused);
+        }
+        self.bytes_on_their_way += bytes;
+        self.sent.insert(
+            tag,
+            Sent {
+                bytes,
+                append_time,
+                place,
+            },
+        );
+    }
+
+    fn fetch(
+        &mut self,
+        connection: ConnectionId,
+        header: &RequestHeader<'_>,
+        body: &mut Reader<'_>,
+        ticket: Ticket,
+        now: Now,
+    ) -> Result<Done, Close> {
+        let request = FetchRequest::read(body, header.version, header.correlation)?;
+        if request.session != 0 {
+            let answer = fetch::answer(&request, Code::FetchSessionIdNotFound, Vec::new());
+            return Ok(Done::Answer(answer));
+        }
+        if self.unsent >= MAX_UNSENT {
+            return Ok(Done::Blocked);
+        }
+        let wait = request.max_wait_ms.clamp(0, fetch::MAX_WAIT_MS);
+        let fetching = Fetching {
+            connection,
+            ticket,
+            deadline_ns: now.mono_ns + wait as u64 * 1_000_000,
+            request,
+        };
+        Ok(match self.try_fetch(fetching, now) {
+            Some((_, answer)) => Done::Answer(answer),
+            None => Done::Later,
+        })
+    }
+
+    /// Reads what a fetch wants; `None`: it waits for more.
+    fn try_fetch(&mut self, fetching: Fetching, now: Now) -> Option<(Fetching, Answer)> {
+        let request = &fetching.request;
+        let snapshot = self.broker.topics.snapshot();
+        let topics = &self.broker.topics;
+        let mut places = Vec::new();
+        let mut parts = Vec::new();
+        let mut watched: Vec<(waiting::At, Progress)> = Vec::new();
+        let mut codes = Vec::new();
+        for (name, wanted) in request.wanted() {
+            let place = snapshot
+                .place(name, wanted.index)
+                .filter(|place| usize::from(place.shard) < self.links.len());
+            // Before the log is read, so that whatever comes after counts as new.
+            let progress = place.and_then(|p| topics.progress(p.shard, p.local));
+            let start = place.map_or(0, |place| topics.log_start(place));
+            let code = match (place, progress) {
+                (Some(_), Some(_)) if fetch::check_epoch(wanted.epoch) != Code::None => {
+                    fetch::check_epoch(wanted.epoch)
+                }
+                (Some(_), Some(_)) if wanted.offset < start => Code::OffsetOutOfRange,
+                (Some(place), Some(progress)) => {
+                    watched.push(((place.shard, place.local), progress));
+                    Code::None
+                }
+                _ => Code::UnknownTopicOrPartition,
+            };
+            codes.push((code, start));
+            places.push(place);
+            parts.push(Part {
+                place: place.filter(|_| code == Code::None),
+                offset: wanted.offset,
+                max_bytes: usize::try_from(wanted.max_bytes).unwrap_or(0),
+            });
+        }
+        self.turn = self.turn.wrapping_add(1);
+        let first = self.turn % parts.len().max(1);
+        let fair = (MAX_UNSENT - self.unsent.min(MAX_UNSENT)) / 8;
+        let max_bytes = usize::try_from(request.max_bytes).unwrap_or(0).min(fair);
+        let links = &mut self.links;
+        let (reads, bytes) = fetch::read(&parts, first, max_bytes, |place, from, max, out| {
+            let reader = &mut links[usize::from(place.shard)].link.reader;
+            reader.read(place.key, from, max, out)
+        });
+        let mut failed = false;
+        let results: Vec<Fetched> = reads
+            .into_iter()
+            .zip(codes)
+            .map(|(read, (code, start))| {
+                let result = match (code, read.outcome) {
+                    (Code::None, Some(Ok(outcome))) => Fetched {
+                        code,
+                        high_watermark: outcome.end,
+                        log_start: start,
+                        records: read.records,
+                    },
+                    (Code::None, Some(Err(ReadError::OutOfRange { .. }))) => {
+                        Fetched::failed(Code::OffsetOutOfRange)
+                    }
+                    (Code::None, Some(Err(error))) => {
+                        tracing::error!("a fetch could not be read: {error}");
+                        Fetched::failed(Code::KafkaStorage)
+                    }
+                    (Code::None, None) => Fetched::failed(Code::UnknownTopicOrPartition),
+                    (code, _) => Fetched::failed(code),
+                };
+                failed |= result.code != Code::None;
+                result
+            })
+            .collect();
+        let lacks = u64::try_from(request.min_bytes)
+            .unwrap_or(0)
+            .saturating_sub(bytes as u64);
+        if lacks == 0 || failed || results.is_empty() || fetching.deadline_ns <= now.mono_ns {
+            self.broker.counters.fetched(bytes);
+            let answer = fetch::answer(&fetching.request, Code::None, results);
+            return Some((fetching, answer));
+        }
+        let (connection, deadline_ns) = (fetching.connection, fetching.deadline_ns);
+        let id = self.fetches.add(fetching, &watched, lacks, deadline_ns);
+        self.fetch_of.insert(connection, id);
+        None
+    }
+
+    fn list_offsets(
+        &mut self,
+        header: &RequestHeader<'_>,
+        body: &mut Reader<'_>,
+        now: Now,
+    ) -> Result<Vec<u8>, Malformed> {
+        let asked = list_offsets::read(body, header.version)?;
+        let snapshot = self.broker.topics.snapshot();
+        let now_ms = now.unix_ns.div_euclid(1_000_000);
+        let (topics, links) = (&self.broker.topics, &mut self.links);
+        Ok(list_offsets::answer(header, &asked, |name, asked| {
+            let place = snapshot
+                .place(name, asked.index)
+                .ok_or(Code::UnknownTopicOrPartition)?;
+            match fetch::check_epoch(asked.epoch) {
+                Code::None => {}
+                code => return Err(code),
+            }
+            let link = links
+                .get_mut(usize::from(place.shard))
+                .ok_or(Code::UnknownTopicOrPartition)?;
+            let start = topics.log_start(place);
+            list_offsets::find(&mut link.link.reader, place.key, asked.time, start, now_ms).map_err(
+                |error| {
+                    tracing::error!("offsets of {name} could not be read: {error}");
+                    Code::KafkaStorage
+                },
+            )
+        }))
+    }
+
+    /// Takes in what shards answered and made durable, and what waited long enough. Gives the work done.
+    pub fn poll(&mut self, now: Now) -> usize {
+        let mut work = 0;
+        for shard in 0..self.links.len() {
+            let mut answers = std::mem::take(&mut self.answers);
+            let batches = &mut self.links[shard].link.batches;
+            batches.answers(|answer| answers.push(answer));
+            work += answers.len();
+            for answer in answers.drain(..) {
+                self.acked(&answer, now);
+            }
+            self.answers = answers;
+            let link = &mut self.links[shard];
+            let raised = link.link.stats.raised.load(Acquire);
+            if raised != link.raised {
+                link.raised = raised;
+                if self.fetches.watches(shard) {
+                    let topics = &self.broker.topics;
+                    self.fetches
+                        .look(shard, |local| topics.progress(shard as u16, local));
+                }
+            }
+        }
+        work += self.groups(now);
+        while let Some((producing, results)) = self.produces.expired(now.mono_ns) {
+            work += 1;
+            let late = || PartResult::failed(Code::RequestTimedOut, None);
+            self.produced(
+                producing,
+                results.into_iter().map(|r| r.unwrap_or_else(late)),
+            );
+        }
+        while let Some(fetching) = self.fetches.next_ready(now.mono_ns) {
+            work += 1;
+            self.fetch_of.remove(&fetching.connection);
+            if let Some((fetching, answer)) = self.try_fetch(fetching, now) {
+                self.complete(fetching.connection, fetching.ticket, answer);
+            }
+        }
+        work
+    }
+
+    /// Moves the coordinator on, as far as it is this thread's, and takes its answers.
+    fn groups(&mut self, now: Now) -> usize {
+        if self.thread == 0 {
+            self.appends
+                .extend(self.broker.hub.advance(group_time(now)));
+            self.append(now);
+        }
+        let mail = self.broker.hub.mail(self.thread);
+        let work = mail.len();
+        for mail in mail {
+            self.complete(mail.connection, mail.ticket, vec![mail.answer]);
+        }
+        work
+    }
+
+    /// Sends the coordinator's records to their shard, as far as there is room.
+    fn append(&mut self, now: Now) {
+        let snapshot = self.broker.topics.snapshot();
+        while let Some(append) = self.appends.front() {
+            let now_ms = now.unix_ns.div_euclid(1_000_000);
+            let made = hub::batch(append, &snapshot, now_ms)
+                .filter(|(place, _)| usize::from(place.shard) < self.links.len());
+            let Some((place, batch)) = made else {
+                let id = append.id;
+                self.appends.pop_front();
+                let failed = Err(AppendError::Unavailable);
+                self.broker.hub.appended(group_time(now), id, failed);
+                continue;
+            };
+            let link = &self.links[usize::from(place.shard)].link;
+            if link.batches.room() == 0 {
+                return;
+            }
+            let id = append.id;
+            let too_large = batch.len() > link.max_batch;
+            self.appends.pop_front();
+            if too_large {
+                let failed = Err(AppendError::TooLarge);
+                self.broker.hub.appended(group_time(now), id, failed);
+                continue;
+            }
+            let tag = self.unanswered_tag();
+            self.appending.insert(tag, id);
+            self.broker.topics.received(
+                place,
+                record_batch::parse_header(&batch).map_or(0, |h| h.records_count.max(0) as u64),
+            );
+            self.send(tag, place, BatchBuffer::new(&batch), -1, -1, now);
+        }
+    }
+
+    fn unanswered_tag(&mut self) -> u64 {
+        self.next_unanswered = (self.next_unanswered + 1) & ((1 << 40) - 1);
+        UNANSWERED | self.next_unanswered
+    }
+
+    fn acked(&mut self, answer: &BatchAnswer, now: Now) {
+        let Some(sent) = self.sent.remove(&answer.tag) else {
+            return;
+        };
+        self.bytes_on_their_way -= sent.bytes;
+        if let Some(id) = self.appending.remove(&answer.tag) {
+            let result = match answer.error {
+                ErrorCode::None => Ok(()),
+                ErrorCode::TooLarge => Err(AppendError::TooLarge),
+                _ => Err(AppendError::Unavailable),
+            };
+            self.broker.hub.appended(group_time(now), id, result);
+            return;
+        }
+        let start = self.broker.topics.log_start(sent.place);
+        let (error, offset) = (answer.error, answer.base_offset);
+        let result = PartResult::of_shard(error, offset, sent.append_time, start);
+        if let Some((producing, results)) = self.produces.settle(answer.tag, result) {
+            self.produced(producing, results.into_iter().flatten());
+        }
+    }
+
+    /// Whether there is something for [`Worker::poll`], for a look before sleeping.
+    pub fn has_news(&mut self) -> bool {
+        let raised = |link: &Link| link.link.stats.raised.load(Acquire) != link.raised;
+        let watched = !self.fetches.is_empty();
+        self.broker.hub.has_mail(self.thread)
+            || self
+                .links
+                .iter_mut()
+                .any(|link| link.link.batches.has_answers() || watched && raised(link))
+    }
+
+    fn produced(&mut self, producing: Producing, results: impl Iterator<Item = PartResult>) {
+        let results: Vec<PartResult> = results.collect();
+        let answer = produce::answer(&producing.shape, &results);
+        self.complete(producing.connection, producing.ticket, vec![answer]);
+    }
+
+    fn complete(&mut self, connection: ConnectionId, ticket: Ticket, answer: Answer) {
+        self.unsent += size(&answer);
+        self.completed.push(Completed {
+            connection,
+            ticket,
+            answer,
+        });
+    }
+
+    /// What was completed since the last call.
+    pub fn completed(&mut self) -> Vec<Completed> {
+        std::mem::take(&mut self.completed)
+    }
+
+    /// Answers of so many bytes were sent, or will never be.
+    pub fn sent(&mut self, bytes: usize) {
+        self.unsent = self.unsent.saturating_sub(bytes);
+    }
+
+    /// A connection is gone.
+    pub fn closed(&mut self, connection: ConnectionId) {
+        if let Some(id) = self.fetch_of.remove(&connection) {
+            self.fetches.forget(id);
+        }
+    }
+
+    /// The next moment, in monotonic nanoseconds, at which [`Worker::poll`] has something to do by itself.
+    pub fn next_deadline(&self) -> Option<u64> {
+        let groups = match self.thread {
+            0 => self.broker.hub.next_deadline().map(|ms| ms * 1_000_000),
+            _ => None,
+        };
+        [
+            self.produces.next_deadline(),
+            self.fetches.next_deadline(),
+            groups,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Batches that shards hold memory of.
+    pub fn on_their_way(&self) -> usize {
+        self.sent.len()
+    }
+}
+
+fn group_time(now: Now) -> groups::Now {
+    groups::Now {
+        mono_ms: now.mono_ns / 1_000_000,
+        unix_ms: now.unix_ns.div_euclid(1_000_000),
+    }
+}
+
+fn size(answer: &Answer) -> usize {
+    answer.iter().map(Vec::len).sum()
+}

@@ -1,0 +1,752 @@
+//! Kafka's protocol over the kernel's TCP: threads, each with its listeners, connections and part of the broker.
+//!
+//! Every thread listens on every address (SO_REUSEPORT: the kernel spreads connections) and serves its
+//! connections alone. Invariants: a connection whose requests cannot be begun, or whose peer does not take its
+//! answers, is not read from, so it costs bounded memory; a thread sleeps only when neither sockets nor shards
+//! nor deadlines have anything for it; at the stop every batch that a shard holds is answered before the
+//! thread ends.
+
+use std::collections::{HashSet, VecDeque};
+use std::io::{self, IoSlice, Read, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use mio::net::{TcpListener, TcpStream};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+
+use rand::RngExt;
+
+use crate::broker::cluster::Endpoint;
+use crate::broker::counters::Counters;
+use crate::broker::groups::{self, Coordinator};
+use crate::broker::hub::{self, Hub};
+use crate::broker::producer_ids::ProducerIds;
+use crate::broker::session::Limits;
+use crate::broker::topics::{OFFSETS_TOPIC, Topics};
+use crate::broker::worker::{Broker, Connection, ShardLink, Worker};
+use crate::config::Config;
+use crate::config::kafka::Kafka;
+use crate::memory::spsc::{Consumer, Producer};
+use crate::memory::wake::Wake;
+use crate::shard::link::{BatchLink, link};
+use crate::shard::{Ack, Inbound, Now, ShardStats};
+use crate::storage::lsm::Store;
+use crate::storage::{LogReader, WalShared, WalWriter};
+
+use super::Error;
+use super::live::LiveTopics;
+use super::topics;
+
+/// Connections that the kernel holds until they are accepted.
+const BACKLOG: i32 = 1024;
+/// Bytes read at a time: several requests of a usual producer, one read for a whole fetch request.
+const READ: usize = 128 << 10;
+/// Unsent bytes beyond which a connection's requests are not read.
+const MAX_CONNECTION_UNSENT: usize = 1 << 20;
+/// Bytes of requests that have not arrived whole, of all connections of a thread: beyond it only small ones are
+/// read on.
+const MAX_PARTIAL: usize = 512 << 20;
+/// Bytes of a request that is read on whatever the others hold.
+const SMALL: usize = 64 << 10;
+/// Events taken at a time.
+const EVENTS: usize = 1024;
+/// How often idle connections are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+/// How long a stop waits for shards' answers.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+/// A connection without traffic is probed after so long.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Pieces handed to the kernel in one call.
+const PIECES: usize = 64;
+
+const WAKE: Token = Token(usize::MAX);
+/// Tokens from here on are listeners.
+const LISTENERS: usize = usize::MAX - 1024;
+
+/// Partitions of the topic of committed offsets where there is none yet: they spread groups over shards.
+const OFFSETS_PARTITIONS: u32 = 16;
+
+/// The threads' ways to the shards, while the server is put together.
+pub(super) struct Wiring {
+    wakes: Vec<Arc<Wake>>,
+    links: Vec<Vec<BatchLink>>,
+    max_batch: usize,
+}
+
+impl Wiring {
+    pub(super) fn new(config: Option<&Kafka>) -> io::Result<Self> {
+        let threads = config.map_or(0, |kafka| usize::from(kafka.threads));
+        let wakes: Result<Vec<_>, _> = (0..threads).map(|_| Wake::new().map(Arc::new)).collect();
+        Ok(Self {
+            wakes: wakes?,
+            links: (0..threads).map(|_| Vec::new()).collect(),
+            max_batch: usize::MAX,
+        })
+    }
+
+    pub(super) fn wakes(&self) -> Vec<Arc<Wake>> {
+        self.wakes.clone()
+    }
+
+    /// Connects every thread to the next shard, behind its first `rings` rings.
+    pub(super) fn connect(
+        &mut self,
+        rings: usize,
+        wal: &WalWriter,
+        inputs: &mut Vec<Consumer<Inbound>>,
+        outlets: &mut Vec<Producer<Ack>>,
+    ) {
+        self.max_batch = self.max_batch.min(wal.max_entry());
+        for (thread, links) in self.links.iter_mut().enumerate() {
+            let (batches, end) = link((rings + thread) as u8);
+            inputs.push(end.input);
+            outlets.push(end.outlet);
+            links.push(batches);
+        }
+    }
+
+    /// Starts the threads.
+    pub(super) fn start(
+        self,
+        config: &Kafka,
+        broker: &Arc<Broker>,
+        stats: Vec<Arc<ShardStats>>,
+        logs: &Logs,
+    ) -> Result<Threads, Error> {
+        let max_batch = self.max_batch;
+        let workers = self.links.into_iter().map(|links| {
+            let links = links.into_iter().zip(&stats).zip(logs.readers());
+            links
+                .map(|((batches, stats), reader)| ShardLink {
+                    batches,
+                    stats: Arc::clone(stats),
+                    reader,
+                    max_batch,
+                })
+                .collect()
+        });
+        let threads = Threads::start(config, broker, workers.collect(), self.wakes)?;
+        let listed: Vec<String> = threads.addresses.iter().map(ToString::to_string).collect();
+        tracing::info!("Kafka clients: listening on {}", listed.join(", "));
+        if !config.is_local() {
+            tracing::warn!(
+                "Kafka clients prove nothing (security = \"none\"): whoever reaches {} may read, write and delete everything",
+                listed.join(", ")
+            );
+        }
+        Ok(threads)
+    }
+}
+
+/// The shards' logs, for reading.
+pub(super) struct Logs {
+    pub shared: Vec<Arc<WalShared>>,
+    pub stores: Vec<Arc<Store>>,
+}
+
+impl Logs {
+    /// A reader of each.
+    fn readers(&self) -> impl Iterator<Item = LogReader> + '_ {
+        let shards = self.shared.iter().zip(&self.stores);
+        shards.map(|(shared, files)| LogReader::with_store(Arc::clone(shared), Arc::clone(files)))
+    }
+}
+
+/// What the threads share; loads the committed offsets.
+pub(super) fn broker(
+    kafka: &Kafka,
+    config: &Config,
+    topics: &Arc<topics::Topics>,
+    logs: &Logs,
+    store_id: u128,
+    wiring: &Wiring,
+) -> Result<Arc<Broker>, Error> {
+    let topics = Arc::new(LiveTopics::new(Arc::clone(topics), wiring.max_batch));
+    if topics.snapshot().find(OFFSETS_TOPIC).is_none() {
+        let set = [("cleanup.policy".to_owned(), "compact".to_owned())];
+        topics.create(OFFSETS_TOPIC, OFFSETS_PARTITIONS, &set, false)?;
+    }
+    let started = Instant::now();
+    let mut coordinator = Coordinator::new(groups::Config::default(), rand::rng().random());
+    let mut readers: Vec<LogReader> = logs.readers().collect();
+    let mut records = 0;
+    for place in topics
+        .snapshot()
+        .find(OFFSETS_TOPIC)
+        .map_or(&[][..], |topic| &topic.places)
+    {
+        if let Some(reader) = readers.get_mut(usize::from(place.shard)) {
+            records += hub::load(&mut coordinator, reader, *place)?;
+        }
+    }
+    let unix_ms = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |t| t.as_millis() as i64);
+    coordinator.loaded(groups::Now {
+        mono_ms: started.elapsed().as_millis() as u64,
+        unix_ms,
+    });
+    let stats = coordinator.stats();
+    tracing::info!(
+        "Kafka groups: {} groups with {} committed offsets, from {records} records",
+        stats.groups,
+        stats.offsets
+    );
+    Ok(Arc::new(Broker {
+        topics,
+        producer_ids: ProducerIds::open(&config.storage.path)?,
+        cluster_id: format!("{store_id:032x}"),
+        advertised: kafka.advertised.as_ref().map(|a| Endpoint {
+            host: a.host.clone(),
+            port: a.port,
+        }),
+        auto_create: kafka.auto_create_topics,
+        default_partitions: kafka.default_partitions,
+        limits: Limits {
+            request: kafka.max_request as usize,
+            ..Limits::default()
+        },
+        hub: Hub::new(coordinator, wiring.wakes()),
+        started,
+        counters: Counters::default(),
+    }))
+}
+
+/// Running threads.
+pub(super) struct Threads {
+    stop: Arc<AtomicBool>,
+    wakes: Vec<Arc<Wake>>,
+    handles: Vec<std::thread::JoinHandle<Worker>>,
+    /// Where they listen.
+    addresses: Vec<SocketAddr>,
+}
+
+impl Threads {
+    /// Starts a thread for each of `workers`, whose sleep `wakes` end.
+    fn start(
+        config: &Kafka,
+        broker: &Arc<Broker>,
+        workers: Vec<Vec<ShardLink>>,
+        wakes: Vec<Arc<Wake>>,
+    ) -> Result<Self, Error> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut threads = Self {
+            stop: Arc::clone(&stop),
+            wakes: wakes.clone(),
+            handles: Vec::new(),
+            addresses: config.listen.clone(),
+        };
+        for (index, (links, wake)) in workers.into_iter().zip(wakes).enumerate() {
+            let mut listeners = Vec::new();
+            for address in &mut threads.addresses {
+                let listener = listen(*address)
+                    .map_err(|e| format!("kafka: cannot listen on {address}: {e}"))?;
+                // Port 0 is the kernel's to choose once, for all threads.
+                *address = listener.local_addr()?;
+                listeners.push(listener);
+            }
+            let thread = Thread::new(config, Arc::clone(broker), index, links, wake, listeners)?;
+            let stop = Arc::clone(&stop);
+            let handle = std::thread::Builder::new()
+                .name(format!("kafka-{index}"))
+                .spawn(move || thread.run(&stop))?;
+            threads.handles.push(handle);
+        }
+        Ok(threads)
+    }
+
+    /// Stops them: no new requests; returns once shards have answered. What is returned is to be dropped when
+    /// the shards have closed.
+    pub(super) fn stop(self) -> Vec<Worker> {
+        self.stop.store(true, Relaxed);
+        for wake in &self.wakes {
+            wake.wake();
+        }
+        let joined = self.handles.into_iter().map(|handle| handle.join());
+        joined
+            .filter_map(|result| match result {
+                Ok(worker) => Some(worker),
+                Err(_) => {
+                    tracing::error!("a thread of Kafka's protocol panicked");
+                    None
+                }
+            })
+            .collect()
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(TcpListener::from_std(socket.into()))
+}
+
+struct Conn {
+    stream: TcpStream,
+    state: Connection,
+    /// Part of a request.
+    input: Vec<u8>,
+    /// Bytes that the request at its front has.
+    need: usize,
+    out: VecDeque<Vec<u8>>,
+    /// Bytes of the first piece that were sent.
+    sent: usize,
+    unsent: usize,
+    /// The socket may have bytes; it may take some.
+    readable: bool,
+    writable: bool,
+    /// A whole request could not be begun.
+    blocked: bool,
+    /// No more requests: what was answered is sent, then it is closed.
+    closing: bool,
+    last: Instant,
+}
+
+struct Thread {
+    poll: Poll,
+    wake: Arc<Wake>,
+    listeners: Vec<TcpListener>,
+    worker: Worker,
+    broker: Arc<Broker>,
+    conns: Vec<Option<Conn>>,
+    generations: Vec<u32>,
+    free: Vec<usize>,
+    blocked: HashSet<usize>,
+    partial: usize,
+    scratch: Vec<u8>,
+    max_connections: u64,
+    idle: Duration,
+    next_sweep: Instant,
+    accepting: bool,
+}
+
+/// What is to become of a connection.
+enum Fate {
+    Stays,
+    Goes,
+}
+
+impl Thread {
+    fn new(
+        config: &Kafka,
+        broker: Arc<Broker>,
+        index: usize,
+        links: Vec<ShardLink>,
+        wake: Arc<Wake>,
+        mut listeners: Vec<TcpListener>,
+    ) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let registry = poll.registry();
+        registry.register(&mut SourceFd(&wake.descriptor()), WAKE, Interest::READABLE)?;
+        for (index, listener) in listeners.iter_mut().enumerate() {
+            registry.register(listener, Token(LISTENERS + index), Interest::READABLE)?;
+        }
+        let now = Instant::now();
+        Ok(Self {
+            poll,
+            wake,
+            listeners,
+            worker: Worker::new(Arc::clone(&broker), index, links),
+            broker,
+            conns: Vec::new(),
+            generations: Vec::new(),
+            free: Vec::new(),
+            blocked: HashSet::new(),
+            partial: 0,
+            scratch: vec![0; READ],
+            max_connections: u64::from(config.max_connections),
+            idle: config.idle_timeout,
+            next_sweep: now + SWEEP,
+            accepting: true,
+        })
+    }
+
+    fn now(&self) -> Now {
+        self.broker.now()
+    }
+
+    fn run(mut self, stop: &AtomicBool) -> Worker {
+        let mut events = Events::with_capacity(EVENTS);
+        let mut stopping: Option<Instant> = None;
+        loop {
+            if stop.load(Relaxed) && stopping.is_none() {
+                stopping = Some(Instant::now() + STOP_PATIENCE);
+                self.accepting = false;
+                self.listeners.clear();
+            }
+            if let Some(until) = stopping
+                && (self.worker.on_their_way() == 0 || Instant::now() > until)
+            {
+                // What is answered goes out as far as the sockets take it.
+                for at in 0..self.conns.len() {
+                    self.pump(at);
+                }
+                return self.worker;
+            }
+            self.wake.arm();
+            let timeout = if self.worker.has_news() {
+                Duration::ZERO
+            } else {
+                self.patience(stopping.is_some())
+            };
+            let polled = self.poll.poll(&mut events, Some(timeout));
+            self.wake.disarm();
+            if let Err(error) = polled
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                tracing::error!("kafka: waiting for sockets failed: {error}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            for event in &events {
+                match event.token() {
+                    WAKE => {}
+                    Token(token) if token >= LISTENERS => self.accept(token - LISTENERS),
+                    Token(at) => {
+                        if let Some(Some(conn)) = self.conns.get_mut(at) {
+                            conn.readable |= event.is_readable() || event.is_read_closed();
+                            conn.writable |= event.is_writable() || event.is_error();
+                            self.pump(at);
+                        }
+                    }
+                }
+            }
+            self.progress();
+            self.sweep();
+        }
+    }
+
+    fn patience(&self, stopping: bool) -> Duration {
+        let mut patience = SWEEP;
+        if stopping {
+            patience = Duration::from_millis(1);
+        }
+        if let Some(deadline) = self.worker.next_deadline() {
+            let now = self.now().mono_ns;
+            // Rounded up: a sleep that ends just before the deadline would be followed by a useless one.
+            let left = Duration::from_nanos(deadline.saturating_sub(now));
+            patience = patience.min(left + Duration::from_micros(100));
+        }
+        patience
+    }
+
+    fn accept(&mut self, listener: usize) {
+        loop {
+            let Some(socket) = self.listeners.get(listener) else {
+                return;
+            };
+            match socket.accept() {
+                Ok((stream, peer)) => {
+                    if let Err(error) = self.admit(stream, peer) {
+                        tracing::debug!("kafka: a connection was not taken: {error}");
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    // Such as no more descriptors: the listener stays readable, so it is asked again.
+                    tracing::warn!("kafka: a connection could not be accepted: {error}");
+                    self.broker.counters.refused.fetch_add(1, Relaxed);
+                    std::thread::sleep(Duration::from_millis(1));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+        let counters = &self.broker.counters;
+        if counters.open.fetch_add(1, Relaxed) >= self.max_connections {
+            counters.open.fetch_sub(1, Relaxed);
+            counters.refused.fetch_add(1, Relaxed);
+            return Ok(());
+        }
+        counters.accepted.fetch_add(1, Relaxed);
+        let at = self.free.pop().unwrap_or_else(|| {
+            self.conns.push(None);
+            self.generations.push(0);
+            self.conns.len() - 1
+        });
+        let prepared = stream.set_nodelay(true).and_then(|()| {
+            socket2::SockRef::from(&stream)
+                .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            self.poll
+                .registry()
+                .register(&mut stream, Token(at), interest)?;
+            stream.local_addr()
+        });
+        let local = match prepared {
+            Ok(local) => local,
+            Err(error) => {
+                self.free.push(at);
+                self.broker.counters.open.fetch_sub(1, Relaxed);
+                return Err(error);
+            }
+        };
+        let id = u64::from(self.generations[at]) << 32 | at as u64;
+        self.conns[at] = Some(Conn {
+            stream,
+            state: Connection::new(id, local, peer),
+            input: Vec::new(),
+            need: 0,
+            out: VecDeque::new(),
+            sent: 0,
+            unsent: 0,
+            readable: true,
+            writable: true,
+            blocked: false,
+            closing: false,
+            last: Instant::now(),
+        });
+        self.pump(at);
+        Ok(())
+    }
+
+    /// Takes in what the worker completed.
+    fn progress(&mut self) {
+        // Each turn may free what another connection waits for.
+        loop {
+            let now = self.now();
+            let work = self.worker.poll(now);
+            for done in self.worker.completed() {
+                let at = done.connection as u32 as usize;
+                match self.conns.get_mut(at) {
+                    Some(Some(conn)) if conn.state.id() == done.connection => {
+                        conn.state.session().answer(done.ticket, Some(done.answer));
+                        conn.last = Instant::now();
+                        self.pump(at);
+                    }
+                    _ => {
+                        let bytes = done.answer.iter().map(Vec::len).sum();
+                        self.worker.sent(bytes);
+                    }
+                }
+            }
+            if work == 0 || self.blocked.is_empty() {
+                return;
+            }
+            for at in std::mem::take(&mut self.blocked) {
+                self.pump(at);
+            }
+        }
+    }
+
+    /// Moves a connection on: begins requests, sends answers, reads more.
+    fn pump(&mut self, at: usize) {
+        let Some(mut conn) = self.conns.get_mut(at).and_then(Option::take) else {
+            return;
+        };
+        let before = conn.input.len();
+        let fate = self.turn(&mut conn);
+        self.partial = self.partial + conn.input.len() - before;
+        match fate {
+            Fate::Stays => {
+                if conn.blocked {
+                    self.blocked.insert(at);
+                }
+                self.conns[at] = Some(conn);
+            }
+            Fate::Goes => self.drop_connection(at, conn),
+        }
+    }
+
+    fn drop_connection(&mut self, at: usize, mut conn: Conn) {
+        self.partial -= conn.input.len();
+        let mut bytes = conn.unsent;
+        while let Some(answer) = conn.state.session().next_answer() {
+            bytes += answer.iter().map(Vec::len).sum::<usize>();
+        }
+        self.worker.sent(bytes);
+        self.worker.closed(conn.state.id());
+        self.broker.counters.open.fetch_sub(1, Relaxed);
+        self.blocked.remove(&at);
+        self.generations[at] = self.generations[at].wrapping_add(1);
+        self.free.push(at);
+    }
+
+    fn turn(&mut self, conn: &mut Conn) -> Fate {
+        loop {
+            if !conn.closing && !conn.input.is_empty() {
+                let input = std::mem::take(&mut conn.input);
+                conn.input = self.begin(conn, input);
+            }
+            if self.flush(conn).is_err() {
+                return Fate::Goes;
+            }
+            if conn.closing {
+                return match conn.out.is_empty() {
+                    true => Fate::Goes,
+                    false => Fate::Stays,
+                };
+            }
+            let held = conn.blocked || conn.unsent > MAX_CONNECTION_UNSENT;
+            let heavy = self.partial > MAX_PARTIAL && conn.input.len() > SMALL;
+            if !conn.readable || held || heavy || !self.accepting {
+                return Fate::Stays;
+            }
+            match conn.stream.read(&mut self.scratch) {
+                Ok(0) => return Fate::Goes,
+                Ok(len) => {
+                    conn.last = Instant::now();
+                    if conn.input.is_empty() {
+                        let scratch = std::mem::take(&mut self.scratch);
+                        let consumed = self.consume(conn, &scratch[..len]);
+                        conn.input.extend_from_slice(&scratch[consumed..len]);
+                        self.scratch = scratch;
+                    } else {
+                        if conn.input.capacity() < conn.need {
+                            let more = conn.need - conn.input.len();
+                            conn.input.reserve_exact(more.max(len));
+                        }
+                        conn.input.extend_from_slice(&self.scratch[..len]);
+                        if conn.input.len() < conn.need {
+                            continue;
+                        }
+                        let input = std::mem::take(&mut conn.input);
+                        conn.input = self.begin(conn, input);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    conn.readable = false;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Fate::Goes,
+            }
+        }
+    }
+
+    /// Begins the requests in `input`; gives the rest.
+    fn begin(&mut self, conn: &mut Conn, mut input: Vec<u8>) -> Vec<u8> {
+        let consumed = self.consume(conn, &input);
+        if consumed == input.len() {
+            return Vec::new();
+        }
+        input.drain(..consumed);
+        input
+    }
+
+    fn consume(&mut self, conn: &mut Conn, input: &[u8]) -> usize {
+        let now = self.now();
+        let mut consumed = 0;
+        loop {
+            match self
+                .worker
+                .received(&mut conn.state, &input[consumed..], now)
+            {
+                Ok(received) => {
+                    consumed += received.consumed;
+                    conn.need = received.need;
+                    conn.blocked = received.blocked;
+                    let answered = self.collect(conn);
+                    // What was answered at once may have been what the next request waited for.
+                    if !(received.blocked && answered && received.consumed > 0) {
+                        return consumed;
+                    }
+                }
+                Err(reason) => {
+                    let session = conn.state.session();
+                    tracing::info!(
+                        "kafka: closed a connection of client {:?} ({}): {reason:?}",
+                        session.client_id(),
+                        session.software()
+                    );
+                    self.collect(conn);
+                    conn.closing = true;
+                    conn.blocked = false;
+                    return input.len();
+                }
+            }
+        }
+    }
+
+    /// Moves answers to the pieces that are to be sent.
+    fn collect(&mut self, conn: &mut Conn) -> bool {
+        let mut any = false;
+        while let Some(answer) = conn.state.session().next_answer() {
+            for piece in answer {
+                conn.unsent += piece.len();
+                conn.out.push_back(piece);
+            }
+            any = true;
+        }
+        any
+    }
+
+    fn flush(&mut self, conn: &mut Conn) -> io::Result<()> {
+        self.collect(conn);
+        while conn.writable && !conn.out.is_empty() {
+            let mut slices = [IoSlice::new(&[]); PIECES];
+            let mut count = 0;
+            for (slice, piece) in slices.iter_mut().zip(&conn.out) {
+                let from = if count == 0 { conn.sent } else { 0 };
+                *slice = IoSlice::new(&piece[from..]);
+                count += 1;
+            }
+            match conn.stream.write_vectored(&slices[..count]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(mut len) => {
+                    conn.last = Instant::now();
+                    conn.unsent -= len;
+                    self.worker.sent(len);
+                    while let Some(piece) = conn.out.front() {
+                        let left = piece.len() - conn.sent;
+                        if len < left {
+                            conn.sent += len;
+                            break;
+                        }
+                        len -= left;
+                        conn.sent = 0;
+                        conn.out.pop_front();
+                    }
+                    if conn.out.is_empty() {
+                        conn.out = VecDeque::new();
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    conn.writable = false;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes connections that were idle for too long, and moves on what was held by the others' memory.
+    fn sweep(&mut self) {
+        let now = Instant::now();
+        if now < self.next_sweep {
+            return;
+        }
+        self.next_sweep = now + SWEEP;
+        for at in 0..self.conns.len() {
+            let Some(Some(conn)) = self.conns.get_mut(at) else {
+                continue;
+            };
+            let waits = conn.state.session().waiting() > 0;
+            if !waits && now.duration_since(conn.last) > self.idle {
+                self.broker.counters.idle.fetch_add(1, Relaxed);
+                if let Some(conn) = self.conns[at].take() {
+                    self.drop_connection(at, conn);
+                }
+            } else if conn.readable {
+                self.pump(at);
+            }
+        }
+    }
+}

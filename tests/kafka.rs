@@ -1,0 +1,192 @@
+//! Real Kafka clients against a running server, as their users run them.
+//!
+//! The clients are Debian's kcat and what scripts/kafka-clients.sh installs below target/kafka-clients;
+//! their cases are the scripts in tests/kafka/.
+
+mod support;
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use support::{Server, wait_until};
+
+/// A server with Kafka's protocol on a port of its own.
+struct Kafka {
+    server: Server,
+    address: String,
+    _folder: tempfile::TempDir,
+}
+
+impl Kafka {
+    fn start(tables: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        // Free a moment ago; the server asks for it again at once, and after each restart.
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let address = format!("127.0.0.1:{port}");
+        let server = Server::start(
+            folder.path(),
+            None,
+            "",
+            &format!("[kafka]\nlisten = [\"{address}\"]\n{tables}"),
+        );
+        Self {
+            server,
+            address,
+            _folder: folder,
+        }
+    }
+
+    fn kcat(&self, args: &[&str], input: &str) -> String {
+        let mut child = Command::new("kcat")
+            .args(["-b", &self.address])
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("kcat is installed by scripts/install-deps.sh --test");
+        use std::io::Write;
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(input.as_bytes())
+            .unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(
+            output.status.success(),
+            "kcat {args:?}: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+fn clients() -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/kafka-clients");
+    assert!(
+        path.join("installed").exists(),
+        "no Kafka clients in {}: run scripts/kafka-clients.sh",
+        path.display()
+    );
+    path
+}
+
+/// Starts a script with the server's address; its output goes to a file.
+fn script(program: &Path, name: &str, address: &str, log: &Path) -> std::process::Child {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/kafka")
+        .join(name);
+    let file = std::fs::File::create(log).unwrap();
+    // A guard against hangs.
+    Command::new("timeout")
+        .arg("600")
+        .arg(program)
+        .arg(script)
+        .arg(address)
+        .env("NODE_PATH", clients().join("node_modules"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .stdin(Stdio::null())
+        .stdout(file.try_clone().unwrap())
+        .stderr(file)
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn every_client_against_one_server() {
+    let kafka = Kafka::start("");
+    let folder = tempfile::tempdir().unwrap();
+    let python = clients().join("bin/python");
+    let mut running = Vec::new();
+    for (program, name) in [
+        (python.as_path(), "confluent.py"),
+        (python.as_path(), "kafka_python.py"),
+        (python.as_path(), "aio.py"),
+        (Path::new("node"), "kafkajs.js"),
+    ] {
+        let log = folder.path().join(name);
+        running.push((name, script(program, name, &kafka.address, &log), log));
+    }
+    let mut failures = String::new();
+    for (name, mut child, log) in running {
+        let status = child.wait().unwrap();
+        let text = std::fs::read_to_string(&log).unwrap();
+        for line in text.lines().filter(|l| l.starts_with("ok ")) {
+            println!("{name}: {line}");
+        }
+        if !status.success() {
+            failures.push_str(&format!("---- {name}: {status}\n{text}\n"));
+        }
+    }
+    assert!(failures.is_empty(), "{failures}");
+    let stats = kafka.server.stats();
+    assert_eq!(stats.imbalances(), Vec::<String>::new());
+}
+
+#[test]
+fn kcat_produces_lists_and_consumes() {
+    let kafka = Kafka::start("");
+    let input: String = (0..1000).map(|i| format!("key{i}:value {i}\n")).collect();
+    for codec in ["none", "gzip", "snappy", "lz4", "zstd"] {
+        let topic = format!("kcat-{codec}");
+        kafka.kcat(&["-P", "-t", &topic, "-K:", "-z", codec], &input);
+        let output = kafka.kcat(
+            &["-C", "-t", &topic, "-e", "-q", "-K:", "-o", "beginning"],
+            "",
+        );
+        assert_eq!(output, input, "{codec}");
+    }
+    let listed = kafka.kcat(&["-L"], "");
+    assert!(
+        listed.contains("topic \"kcat-zstd\" with 1 partitions"),
+        "{listed}"
+    );
+    let offset = kafka.kcat(&["-Q", "-t", "kcat-none:0:-1"], "");
+    assert!(offset.contains("offset 1000"), "{offset}");
+    let tail = kafka.kcat(&["-C", "-t", "kcat-none", "-e", "-q", "-o", "-2"], "");
+    assert_eq!(tail, "value 998\nvalue 999\n");
+}
+
+#[test]
+fn what_was_acknowledged_is_there_after_a_kill() {
+    let mut kafka = Kafka::start("");
+    let input: String = (0..500).map(|i| format!("{i}\n")).collect();
+    kafka.kcat(
+        &["-P", "-t", "kept", "-X", "enable.idempotence=true"],
+        &input,
+    );
+    kafka.kcat(
+        &[
+            "-G",
+            "a-group",
+            "-X",
+            "auto.offset.reset=earliest",
+            "-c",
+            "200",
+            "-q",
+            "kept",
+        ],
+        "",
+    );
+    kafka.server.kill();
+    kafka.server.restart();
+    let output = kafka.kcat(&["-C", "-t", "kept", "-e", "-q", "-o", "beginning"], "");
+    assert_eq!(output, input);
+    let rest = kafka.kcat(&["-G", "a-group", "-c", "300", "-q", "kept"], "");
+    let expected: String = (200..500).map(|i| format!("{i}\n")).collect();
+    assert_eq!(rest, expected, "the group goes on where it committed");
+    kafka.server.stop();
+    kafka.server.restart();
+    wait_until("the topic after a clean restart", || {
+        kafka
+            .kcat(&["-L"], "")
+            .contains("topic \"kept\" with 1 partitions")
+    });
+}
