@@ -57,6 +57,7 @@ step() {
 step fmt cargo fmt --all --check
 step clippy cargo clippy --workspace --all-targets --quiet -- -D warnings
 step docs env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+scripts/kafka-clients.sh
 # Memory for the servers that tests start; they take hugepages where they are.
 reserve_hugepages 256
 step tests cargo test --workspace --no-fail-fast
