@@ -20,11 +20,14 @@ pub struct Endpoint {
     pub port: u16,
 }
 
-/// The answer to ApiVersions of any version; `software` is the client's name and version.
+/// A client's software and its version.
+pub type Software<'a> = (&'a str, &'a str);
+
+/// The answer to ApiVersions of any version, and what the client calls its software.
 pub fn api_versions<'a>(
     header: &RequestHeader<'_>,
     body: &mut Reader<'a>,
-) -> Result<(Vec<u8>, Option<(&'a str, &'a str)>), Malformed> {
+) -> Result<(Vec<u8>, Option<Software<'a>>), Malformed> {
     let served = Api::ApiVersions.serves(header.version);
     let version = if served { header.version } else { 0 };
     let mut software = None;
