@@ -408,6 +408,15 @@ impl<'a> Iterator for RecordHeaders<'a> {
     }
 }
 
+/// A place between two records of a batch, to begin a walk at: [`Records::mark`], [`Records::resume`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// Bytes of records that were not walked yet.
+    left: usize,
+    index: i32,
+    next_delta: i64,
+}
+
 /// Iterates over the records of an uncompressed batch; ends after the first error.
 #[derive(Debug, Clone)]
 pub struct Records<'a> {
@@ -435,6 +444,27 @@ impl<'a> Records<'a> {
             need: total,
         })?;
         Ok(Self::over(&header, records))
+    }
+
+    /// Where the walk stands now.
+    #[inline]
+    pub fn mark(&self) -> Mark {
+        Mark {
+            left: self.rest.len(),
+            index: self.index,
+            next_delta: self.next_delta,
+        }
+    }
+
+    /// A walk over the same batch from a mark on. With another batch's mark it ends, at some record, in an error.
+    #[inline]
+    pub fn resume(batch: &'a [u8], mark: Mark) -> Result<Self, BatchError> {
+        let mut records = Self::new(batch)?;
+        let skipped = records.rest.len().saturating_sub(mark.left);
+        records.rest = &records.rest[skipped..];
+        records.index = mark.index;
+        records.next_delta = mark.next_delta;
+        Ok(records)
     }
 
     fn over(header: &BatchHeader, records: &'a [u8]) -> Self {

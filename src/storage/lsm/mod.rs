@@ -1,8 +1,9 @@
 //! The LSM store behind a shard's write-ahead log: what was flushed from it, merged and compressed.
 //!
 //! [`codec`] compresses and decompresses record batches as Kafka does; [`rebatch`] merges successive
-//! batches of a partition into larger ones.
+//! batches of a partition into larger ones; [`cache`] holds decompressed blocks.
 
+pub mod cache;
 pub mod codec;
 pub mod error;
 pub mod flush;
