@@ -1,12 +1,14 @@
 //! The LSM store behind a shard's write-ahead log: what was flushed from it, merged and compressed.
 //!
 //! [`codec`] compresses and decompresses record batches as Kafka does; [`rebatch`] merges successive
-//! batches of a partition into larger ones; [`cache`] holds decompressed blocks.
+//! batches of a partition into larger ones; [`keys`] is the index from message keys to offsets; [`cache`] holds
+//! decompressed blocks.
 
 pub mod cache;
 pub mod codec;
 pub mod error;
 pub mod flush;
+pub mod keys;
 pub mod maintain;
 pub mod manifest;
 pub mod pace;
