@@ -5,7 +5,7 @@
 //!
 //! A transport moves bytes, a [`Service`] knows what they mean and does no I/O. One event loop runs
 //! on a thread with one service; nothing here is shared between threads, so a service needs no lock
-//! and need not be `Send`. The transports are [`tcp`] (io_uring) and [`testing`] (in memory); both
+//! and need not be `Send`. [`testing`] is a transport in memory; all
 //! drive the same [`Endpoint`], which holds all rules below.
 //!
 //! 1. [`Service::accept`] comes first, [`Service::closed`] last, each once for a [`ConnectionId`]. An id is

@@ -186,7 +186,7 @@ fn uuid(store: u128, id: u32) -> u128 {
 
 impl Topics {
     /// The topics of an open store: `partitions` are the counters of each shard by local index, as
-    /// [`places`] numbers them.
+    /// `places` numbers them.
     pub fn new(
         catalog: Catalog,
         shards: Vec<ShardControl>,

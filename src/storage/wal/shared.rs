@@ -68,6 +68,7 @@ pub struct WalShared {
 }
 
 impl WalShared {
+    #[allow(clippy::too_many_arguments)] // what recovery found, each used once
     pub(crate) fn new(
         id: LogId,
         dir: PathBuf,

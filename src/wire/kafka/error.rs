@@ -12,7 +12,7 @@ macro_rules! error_codes {
         #[derive(Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(i16)]
         pub enum ErrorCode {
-            $(#[doc = $message] $variant = $code,)*
+            $(#[doc = $name] $variant = $code,)*
         }
 
         impl ErrorCode {

@@ -1,6 +1,6 @@
 //! Sorted string tables: the immutable files that a shard's messages are kept in.
 //!
-//! [`format`] has the bytes, [`writer`] makes a file, [`reader`] maps and reads it.
+//! [`mod@format`] has the bytes, [`writer`] makes a file, [`reader`] maps and reads it.
 
 pub mod format;
 pub mod reader;

@@ -3,7 +3,7 @@
 //! Invariant: a file has its name only when it is whole and on disk; until then it has the extension `tmp`, and
 //! the next start removes it.
 //!
-//! Memory: 56 bytes a block and 64 a partition of the file being written, and a buffer of [`BUFFER`] bytes.
+//! Memory: 56 bytes a block and 64 a partition of the file being written, and a buffer of 1 MiB.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
