@@ -111,7 +111,7 @@ impl From<topics::TopicsError> for TopicError {
             }
             E::Catalog(CatalogError::Exists { .. }) => Code::TopicAlreadyExists,
             E::Catalog(CatalogError::Topic { .. }) => Code::InvalidRequest,
-            E::Catalog(_) => Code::KafkaStorage,
+            E::Catalog(_) | E::Store(_) => Code::KafkaStorage,
             E::Shard(_) | E::InUse { .. } => Code::PolicyViolation,
             E::OutOfRange { .. } => Code::OffsetOutOfRange,
             E::Stopping => Code::CoordinatorNotAvailable,

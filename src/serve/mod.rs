@@ -122,7 +122,9 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
         &partitions,
         rx_lcores.len(),
         route_base(config),
+        store.stores.clone(),
     );
+    let maintainers = store::maintain(config, &store.stores, &store.shared, &topics)?;
     let shard_views = shards
         .iter()
         .flatten()
@@ -205,7 +207,7 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
     }
     tracing::info!("stopping: storing what has been received");
     topics.stop();
-    store.maintainers.clear();
+    drop(maintainers);
     // Their buffers live until the shards, which may still read them, have closed.
     let workers = threads.map(kafka::Threads::stop);
     phase.stop();

@@ -7,7 +7,8 @@ use crossbeam_queue::ArrayQueue;
 
 use crate::config::Config;
 use crate::shard::{DEFAULT_PENDING_ACKS, DEFAULT_PRODUCERS, GapReport, Recovered, ShardConfig};
-use crate::storage::lsm::{MaintainConfig, Maintainer, Policies, Policy, Store};
+use crate::storage::lsm::{Codec, MaintainConfig, Maintainer, Policies, Policy, Started, Store};
+use crate::storage::topic_settings;
 use crate::storage::wal::LogId;
 use crate::storage::wal::segment::shard_dir;
 use crate::storage::{
@@ -15,6 +16,7 @@ use crate::storage::{
 };
 
 use super::Error;
+use super::topics::{Snapshot, Topics};
 
 /// Gap reports that may wait for a shard; a full queue delays reports, it loses none.
 const GAP_QUEUE: usize = 1024;
@@ -33,8 +35,6 @@ pub(super) struct OpenStore {
     pub shared: Vec<Arc<WalShared>>,
     /// By shard: what its log became.
     pub stores: Vec<Arc<Store>>,
-    /// The threads that move messages from the logs into SSTs; stopped before the logs are closed.
-    pub maintainers: Vec<Maintainer>,
     pub gaps: Vec<Arc<ArrayQueue<GapReport>>>,
 }
 
@@ -77,9 +77,8 @@ pub(super) fn open(config: &Config) -> Result<OpenStore, Error> {
         }
     }
 
-    let policies = policies(config, &catalog);
     let (mut shards, mut shared, mut gaps) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut stores, mut maintainers) = (Vec::new(), Vec::new());
+    let mut stores = Vec::new();
     for (shard, partitions) in keys.into_iter().enumerate() {
         let queue = Arc::new(ArrayQueue::new(GAP_QUEUE));
         let shard_config = ShardConfig {
@@ -115,14 +114,6 @@ pub(super) fn open(config: &Config) -> Result<OpenStore, Error> {
                 recovered.malformed()
             );
         }
-        maintainers.push(Maintainer::start(
-            Arc::clone(&files),
-            Arc::clone(&view),
-            MaintainConfig {
-                batch_target: config.storage.batch_target as usize,
-                policies: Arc::clone(&policies),
-            },
-        )?);
         stores.push(files);
         shards.push(OpenShard {
             config: shard_config,
@@ -137,26 +128,80 @@ pub(super) fn open(config: &Config) -> Result<OpenStore, Error> {
         shards,
         shared,
         stores,
-        maintainers,
         gaps,
     })
 }
 
-/// What is to become of each topic's messages: what the configuration says; topics that it does not name are kept as
-/// they are.
-fn policies(config: &Config, catalog: &Catalog) -> Policies {
-    let by_id: HashMap<u32, Policy> = config
+/// Starts the thread of each shard that moves messages from the log into SSTs and drops what retention lets go, as the
+/// topics' settings say at the time.
+pub(super) fn maintain(
+    config: &Config,
+    stores: &[Arc<Store>],
+    logs: &[Arc<WalShared>],
+    topics: &Arc<Topics>,
+) -> Result<Vec<Maintainer>, Error> {
+    let codecs: HashMap<String, Codec> = config
         .topics
         .iter()
-        .filter_map(|topic| {
-            let policy = Policy {
-                codec: topic.compression,
-                ..Policy::default()
-            };
-            Some((catalog.topic(&topic.name)?.id, policy))
-        })
+        .map(|topic| (topic.name.clone(), topic.compression))
         .collect();
-    Arc::new(move |topic| by_id.get(&topic).cloned().unwrap_or_default())
+    let policies: Policies = Arc::new({
+        let topics = Arc::clone(topics);
+        move |id| policy(&topics.snapshot(), &codecs, id)
+    });
+    let started: Started = Arc::new({
+        let topics = Arc::clone(topics);
+        move |key, start| {
+            let snapshot = topics.snapshot();
+            let topic = snapshot.find_id(key.topic);
+            if let Some(partition) = topic.and_then(|t| t.partitions.get(key.partition as usize)) {
+                partition.stats.raise_start(start);
+            }
+        }
+    });
+    let start = |(files, wal): (&Arc<Store>, &Arc<WalShared>)| {
+        let config = MaintainConfig {
+            batch_target: config.storage.batch_target as usize,
+            policies: Arc::clone(&policies),
+            started: Arc::clone(&started),
+        };
+        Ok(Maintainer::start(
+            Arc::clone(files),
+            Arc::clone(wal),
+            config,
+        )?)
+    };
+    stores.iter().zip(logs).map(start).collect()
+}
+
+/// What is to become of a topic's messages: Kafka's settings, and the codec that the configuration names where those leave
+/// it to the server.
+fn policy(topics: &Snapshot, codecs: &HashMap<String, Codec>, id: u32) -> Policy {
+    let Some(topic) = topics.find_id(id) else {
+        return Policy {
+            deleted: topics.is_deleted(id),
+            ..Policy::default()
+        };
+    };
+    let value = |name| topic_settings::value(&topic.settings, name);
+    let limit = |name| value(name).parse::<i64>().ok().filter(|&limit| limit >= 0);
+    let has = |word| value("cleanup.policy").split(',').any(|w| w.trim() == word);
+    let delete = has("delete");
+    Policy {
+        codec: match value("compression.type") {
+            "uncompressed" => Codec::None,
+            "lz4" => Codec::Lz4,
+            "zstd" => Codec::default(),
+            _ => codecs.get(&topic.name).copied().unwrap_or_default(),
+        },
+        retention_ms: limit("retention.ms").filter(|_| delete),
+        retention_bytes: limit("retention.bytes")
+            .filter(|_| delete)
+            .map(|n| n as u64),
+        compact: has("compact"),
+        delete_retention_ms: limit("delete.retention.ms").unwrap_or(i64::MAX),
+        ..Policy::default()
+    }
 }
 
 /// What recovery read, kept and cut off, for the log.

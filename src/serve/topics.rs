@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use crate::net::rx::{Place, Route, RouteCell, Routes, ServedRoute, TopicCounters};
 use crate::net::{ServedTopic, TopicTable};
 use crate::shard::{ControlError, PartitionStats, ShardControl};
+use crate::storage::lsm::manifest::Edit;
+use crate::storage::lsm::{Store, StoreError};
 use crate::storage::{Catalog, CatalogError, PartitionKey, TopicSpec};
 
 /// Why topics were not changed.
@@ -19,6 +21,9 @@ pub enum TopicsError {
     /// The catalog refuses, or cannot be written.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
+    /// The shard's manifest cannot be written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A shard cannot take the change.
     #[error(transparent)]
     Shard(#[from] ControlError),
@@ -157,6 +162,8 @@ pub struct Topics {
     inner: Mutex<Inner>,
     current: RwLock<Arc<Snapshot>>,
     routes: Arc<RouteCell>,
+    /// By shard: where partitions' starts are kept.
+    stores: Vec<Arc<Store>>,
     stopping: AtomicBool,
 }
 
@@ -193,6 +200,7 @@ impl Topics {
         partitions: &[Vec<Arc<PartitionStats>>],
         rx_lcores: usize,
         base: RouteBase,
+        stores: Vec<Arc<Store>>,
     ) -> Arc<Self> {
         let places = places(&catalog, shards.len());
         let topics: Vec<Arc<Topic>> = catalog
@@ -256,6 +264,7 @@ impl Topics {
             current: RwLock::new(Arc::new(inner.snapshot())),
             routes: Arc::new(RouteCell::new(inner.routes())),
             inner: Mutex::new(inner),
+            stores,
             stopping: AtomicBool::new(false),
         })
     }
@@ -420,7 +429,16 @@ impl Topics {
                 end,
             });
         }
-        stats.raise_start(offset);
+        if offset > start {
+            let key = PartitionKey {
+                topic: topic.id,
+                partition,
+            };
+            if let Some(store) = found.and_then(|p| self.stores.get(usize::from(p.place.shard))) {
+                store.commit(&Edit::Trim(vec![(key, offset)]))?;
+            }
+            stats.raise_start(offset);
+        }
         Ok(stats.start_offset())
     }
 }

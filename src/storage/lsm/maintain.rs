@@ -17,6 +17,7 @@ use super::pace::Pace;
 use super::policy::Policies;
 use super::retain::{expired, unneeded};
 use super::store::Store;
+use crate::storage::PartitionKey;
 use crate::storage::wal::WalShared;
 use crate::storage::wal::segment::{SEGMENT_HEADER, list_segments, segment_path};
 
@@ -31,6 +32,9 @@ const RETAIN_PERIOD: Duration = Duration::from_secs(1);
 /// Nice value of the thread: what the messages leave of the CPU.
 const NICE: i32 = 10;
 
+/// Takes the first offset of a partition.
+pub type Started = Arc<dyn Fn(PartitionKey, i64) + Send + Sync>;
+
 /// What maintenance needs to know.
 #[derive(Clone)]
 pub struct MaintainConfig {
@@ -38,6 +42,8 @@ pub struct MaintainConfig {
     pub batch_target: usize,
     /// What is to become of each topic.
     pub policies: Policies,
+    /// Is told where each partition begins that does not begin at 0, at the start and when it changes.
+    pub started: Started,
 }
 
 /// The running thread; stops when dropped.
@@ -134,6 +140,9 @@ pub struct Maintenance {
 impl Maintenance {
     /// Of a shard whose log has been opened.
     pub fn new(store: Arc<Store>, wal: Arc<WalShared>, config: MaintainConfig) -> Maintenance {
+        for (key, start) in store.view().starts() {
+            (config.started)(key, start);
+        }
         Maintenance {
             store,
             wal,
@@ -163,7 +172,13 @@ impl Maintenance {
         let trims = expired(&self.store.view(), unix_ms(), &mut |topic| policies(topic));
         let any = !trims.is_empty();
         if any {
-            self.store.commit(&Edit::Trim(trims))?;
+            let edit = Edit::Trim(trims);
+            self.store.commit(&edit)?;
+            if let Edit::Trim(trims) = edit {
+                trims
+                    .iter()
+                    .for_each(|&(key, start)| (self.config.started)(key, start));
+            }
         }
         let view = self.store.view();
         if let Some(edit) = unneeded(&view) {

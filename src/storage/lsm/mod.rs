@@ -22,7 +22,7 @@ mod tests;
 
 pub use codec::{Codec, CodecError};
 pub use error::StoreError;
-pub use maintain::{MaintainConfig, Maintainer, Maintenance};
+pub use maintain::{MaintainConfig, Maintainer, Maintenance, Started};
 pub use policy::{Policies, Policy};
 pub use rebatch::{RebatchError, Rebatcher};
 pub use store::Store;

@@ -156,6 +156,11 @@ impl View {
         self.starts.get(&key).copied().unwrap_or(0)
     }
 
+    /// The partitions with such a start, and it.
+    pub fn starts(&self) -> impl Iterator<Item = (PartitionKey, i64)> {
+        self.starts.iter().map(|(&key, &start)| (key, start))
+    }
+
     /// The partition's first offset here and the one behind its last; `None`: it has nothing here.
     pub fn bounds(&self, key: PartitionKey) -> Option<(i64, i64)> {
         let extents = self.extents(key);

@@ -92,6 +92,7 @@ impl Shard {
         let config = MaintainConfig {
             batch_target: 4096,
             policies: Arc::new(move |_| policy.clone()),
+            started: Arc::new(|_, _| {}),
         };
         let maintenance = Maintenance::new(Arc::clone(&store), Arc::clone(&shared), config);
         self.open = Some(Open {
