@@ -5,7 +5,7 @@ mod support;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use support::{Network, PRODUCER_V4, SERVER_V4, SERVER_V6, Server, run};
+use support::{Network, PRODUCER_V4, SERVER_V4, SERVER_V6, Server, run, wait_until};
 use taffrail::control::protocol::total;
 
 const TABLES: &str = r#"
@@ -265,4 +265,76 @@ fn what_is_not_stored_is_under_its_counter() {
         })
     });
     assert!(refused, "no ICMP port unreachable came back");
+}
+
+#[test]
+fn messages_leave_the_log_compressed_and_the_oldest_go() {
+    let (network, folder) = (Network::new(), tempfile::tempdir().unwrap());
+    let tables = format!(
+        "{}\n[[topic]]\nname = \"kept\"\n[[topic]]\nname = \"short\"\nsettings = {{ \"retention.bytes\" = 1 }}\n\
+         [[udp]]\nudp_port = 5000\ntopic = \"kept\"\n[[udp]]\nudp_port = 5001\ntopic = \"short\"\n",
+        network.port()
+    );
+    let storage = "segment_size = \"4MiB\"\nprepared_segments = 1\n";
+    let mut server = Server::start(folder.path(), Some(&network.server), storage, &tables);
+    resolve(&network, SERVER_V4);
+    // Three segments of each.
+    let messages: Vec<Vec<u8>> = (0..12_000)
+        .map(|i| format!("{i} {}", "telemetry ".repeat(100)).into_bytes())
+        .collect();
+    send(&network, SERVER_V4, 5000, &messages);
+    send(&network, SERVER_V4, 5001, &messages);
+    let stored = |server: &Server| -> Vec<u64> {
+        let stats = server.stats();
+        stats.topics.iter().map(|topic| topic.stored).collect()
+    };
+    wait_until("both topics are stored", || {
+        stored(&server).iter().sum::<u64>() + 200 > 2 * messages.len() as u64
+    });
+    let start = |server: &Server| server.client().topics().unwrap()[1].partitions[0].start;
+    wait_until("the oldest messages of one topic are gone", || {
+        start(&server) > 0
+    });
+    let first = values(&server, "kept", 0);
+    assert!(first.iter().all(|value| messages.contains(value)));
+    let begins = start(&server);
+    let rest = server.values("short", 0, begins);
+    assert_eq!(rest[0].0, begins);
+    assert!(rest.windows(2).all(|pair| pair[0].0 + 1 == pair[1].0));
+    let files = |server: &Server| {
+        let shard = server.data().join("shard-000");
+        let names = std::fs::read_dir(shard)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name());
+        let names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+        let count = |end: &str| names.iter().filter(|name| name.ends_with(end)).count();
+        (count(".sst"), count(".seg"))
+    };
+    let (ssts, segments) = files(&server);
+    assert!(
+        ssts >= 2 && segments <= 5,
+        "{ssts} SSTs, {segments} segments"
+    );
+    server.kill();
+    server.restart();
+    assert_same(&values(&server, "kept", 0), &first);
+    assert!(start(&server) >= begins);
+    server.stop();
+    let data = server.data();
+    run(
+        env!("CARGO_BIN_EXE_taffrail"),
+        &["verify", data.to_str().unwrap()],
+    );
+    let read = run(
+        env!("CARGO_BIN_EXE_taffrail"),
+        &[
+            "read",
+            "kept",
+            "--count",
+            "1",
+            "--data",
+            data.to_str().unwrap(),
+        ],
+    );
+    assert!(read.contains("telemetry telemetry"), "{read}");
 }

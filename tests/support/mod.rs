@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use taffrail::control::client::ControlClient;
 use taffrail::control::protocol::{Position, Stats};
+use taffrail::storage::lsm::codec;
 use taffrail::wire::record_batch;
 
 /// A guard against hangs, not a measurement.
@@ -353,6 +354,7 @@ impl Server {
         let mut client = self.client();
         let mut values = Vec::new();
         let mut next = offset;
+        let mut scratch = Vec::new();
         loop {
             let mut batches = Vec::new();
             let answer = client
@@ -369,7 +371,8 @@ impl Server {
                 let header = record_batch::parse_header(rest).unwrap();
                 let (batch, behind) = rest.split_at(header.total_len());
                 record_batch::validate(batch).unwrap();
-                for record in record_batch::Records::new(batch).unwrap() {
+                let plain = codec::plain(batch, &mut scratch).unwrap();
+                for record in record_batch::Records::new(plain).unwrap() {
                     let record = record.unwrap();
                     if record.offset >= next {
                         values.push((record.offset, record.value.unwrap_or_default().to_vec()));
