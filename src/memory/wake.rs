@@ -201,7 +201,7 @@ mod tests {
                     wake.wake();
                 }
             });
-            let (mut next, mut taken) = (0, Vec::new());
+            let (mut next, mut taken) = (0, Vec::with_capacity(64));
             while next < COUNT {
                 wake.arm();
                 if input.len() == 0 {
