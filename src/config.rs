@@ -1083,6 +1083,7 @@ mod tests {
         explicit.eal.memory = None;
         explicit.ports[0].vlan = None;
         explicit.kafka.as_mut().unwrap().advertised = None;
+        explicit.topics[0].settings.clear();
         // `port = "p0"` limits the entry to that port, the default is all.
         explicit.udp[0].port = None;
         assert_eq!(written, explicit);
