@@ -47,7 +47,10 @@ while ((killed < KILLS)); do
         $WRAP "$TEST" --nocapture >"$log" 2>&1 || status=1
     grep -E '^(TAFFRAIL_KILLS|slow:|kills |acknowledged )' "$log" | sed "s|^TAFFRAIL_KILLS|staging $staging, &|" || true
     if ((status)); then
-        tail -n 100 "$log"
+        # What the servers say would bury it.
+        grep -E -A 8 "panicked at" "$log" | head -n 60 || true
+        cp "$log" target/kills-failed.log
+        echo "all of it: target/kills-failed.log"
     fi
     # "kills N ...", "acknowledged N acks1 N all N lost N duplicate N wrong N"
     read -r -a counts < <(awk '/^kills / { k = $2 } /^acknowledged / { print k, $2, $8, $10, $12 }' "$log") ||
