@@ -439,12 +439,12 @@ mod tests {
     #[test]
     fn churn_does_not_grow_the_index() {
         let mut table = Producers::new(64);
-        let capacity = table.index.capacity();
+        let bytes = table.index.allocation_size();
         for id in 0..100_000 {
             table.record(id as u32 % 3, id, 0, entry(0, 1, id));
         }
         assert_eq!(table.len(), 64);
-        assert_eq!(table.index.capacity(), capacity);
+        assert_eq!(table.index.allocation_size(), bytes);
         for id in 100_000 - 64..100_000 {
             assert_eq!(
                 table.check(id as u32 % 3, id, 0, 0, 1),
