@@ -25,7 +25,7 @@ start_generator() {
     mkfifo "$SCRATCH/stdin"
     sleep 600 >"$SCRATCH/stdin" &
     GENERATOR_STDIN=$!
-    dpdk-testpmd --file-prefix="gen$$" --lcores '0@0,1@0' --no-pci -m 256 \
+    dpdk-testpmd --file-prefix="gen$$" --lcores '0@0,1@0' --no-pci --huge-unlink=always -m 256 \
         --vdev="net_memif0,role=server,socket=$SCRATCH/memif.sock,socket-abstract=no" -- \
         --forward-mode=txonly --txpkts=64 --burst=32 --total-num-mbufs=8192 --stats-period 60 \
         --eth-peer="0,$MAC" --tx-ip=10.77.0.1,10.77.0.2 --tx-udp=9000,9000 \
@@ -45,7 +45,7 @@ GENERATOR=0 GENERATOR_STDIN=0
 # Packets a second that testpmd receives, averaged over the run, into RESULT.
 rxonly() {
     start_generator
-    timeout -s INT $((SECONDS_EACH + 4)) dpdk-testpmd --file-prefix="sink$$" --lcores '0@1,1@1' --no-pci -m 256 \
+    timeout -s INT $((SECONDS_EACH + 4)) dpdk-testpmd --file-prefix="sink$$" --lcores '0@1,1@1' --no-pci --huge-unlink=always -m 256 \
         --vdev="net_memif0,role=client,socket=$SCRATCH/memif.sock,socket-abstract=no" -- \
         --forward-mode=rxonly --burst=32 --total-num-mbufs=8192 --stats-period 2 \
         <"$SCRATCH/stdin" >"$SCRATCH/sink.log" 2>&1 || true
