@@ -149,6 +149,8 @@ fn tables(stats: &Stats, before: Option<&Stats>) -> String {
         "/s",
         "written",
         "segments",
+        "SSTs",
+        "in SSTs",
         "waiting acks",
         "credit",
         "queued",
@@ -166,6 +168,11 @@ fn tables(stats: &Stats, before: Option<&Stats>) -> String {
                 .iec()
                 .to_string(),
             shard.segments.to_string(),
+            shard.ssts.to_string(),
+            bytesize::ByteSize(shard.sst_bytes)
+                .display()
+                .iec()
+                .to_string(),
             shard.pending_acks.to_string(),
             shard.credit.to_string(),
             shard.queued.to_string(),

@@ -222,6 +222,27 @@ pub struct ShardStats {
     pub committed_bytes: u64,
     /// WAL segments on disk.
     pub segments: u64,
+    /// SSTs, and their bytes.
+    #[serde(default)]
+    pub ssts: u64,
+    /// See `ssts`.
+    #[serde(default)]
+    pub sst_bytes: u64,
+    /// Since the start: bytes of the log that were flushed, ns of CPU that took, and bytes of SSTs it made.
+    #[serde(default)]
+    pub flushed_bytes: u64,
+    /// See `flushed_bytes`.
+    #[serde(default)]
+    pub flush_cpu_ns: u64,
+    /// See `flushed_bytes`.
+    #[serde(default)]
+    pub flush_written_bytes: u64,
+    /// Records in files that retention removed since the start.
+    #[serde(default)]
+    pub records_expired: u64,
+    /// Reads that met a damaged block of an SST.
+    #[serde(default)]
+    pub damaged_blocks: u64,
     /// Acknowledgements that wait for the disk.
     pub pending_acks: u64,
     /// Batches that producers may have outstanding in a partition, now.

@@ -128,10 +128,11 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
     let shard_views = shards
         .iter()
         .flatten()
-        .zip(&store.shared)
-        .map(|(shard, wal)| stats::ShardView {
+        .zip(store.shared.iter().zip(&store.stores))
+        .map(|(shard, (wal, files))| stats::ShardView {
             wal: Arc::clone(wal),
             stats: shard.stats(),
+            store: Arc::clone(files),
         })
         .collect();
 

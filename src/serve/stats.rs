@@ -37,6 +37,7 @@ pub(super) struct Sources {
 pub(super) struct ShardView {
     pub wal: Arc<WalShared>,
     pub stats: Arc<crate::shard::ShardStats>,
+    pub store: Arc<Store>,
 }
 
 fn add(reasons: &mut Reasons, name: &str, count: u64) {
@@ -81,7 +82,7 @@ impl Sources {
                 .shards
                 .iter()
                 .enumerate()
-                .map(|(number, view)| shard(number, &view.wal, &view.stats))
+                .map(|(number, view)| shard(number, view))
                 .collect(),
             lcores: self
                 .loops
@@ -206,8 +207,11 @@ fn not_delivered(view: &PortView, nic: &crate::eal::PortStats) -> u64 {
     }
 }
 
-fn shard(number: usize, shared: &WalShared, stats: &crate::shard::ShardStats) -> ShardStats {
+fn shard(number: usize, view: &ShardView) -> ShardStats {
     use std::sync::atomic::Ordering::Relaxed;
+    let (shared, stats, files) = (&view.wal, &view.stats, &view.store);
+    let ssts = files.view();
+    let files = &files.stats;
     let state = match shared.state() {
         WalState::Running => "running".to_owned(),
         WalState::DiskFull => "disk full".to_owned(),
@@ -221,6 +225,13 @@ fn shard(number: usize, shared: &WalShared, stats: &crate::shard::ShardStats) ->
         committed_bytes: shared.committed_bytes.get(),
         segments: crate::storage::wal::segment::list_segments(shared.dir())
             .map_or(0, |list| list.len() as u64),
+        ssts: ssts.files.len() as u64,
+        sst_bytes: ssts.files.iter().map(|file| file.meta.bytes).sum(),
+        flushed_bytes: files.flush_read_bytes.load(Relaxed),
+        flush_cpu_ns: files.flush_cpu_ns.load(Relaxed),
+        flush_written_bytes: files.flush_written_bytes.load(Relaxed),
+        records_expired: files.records_expired.load(Relaxed),
+        damaged_blocks: files.damaged_blocks.load(Relaxed),
         pending_acks: stats.pending_acks.load(Relaxed),
         credit: stats.credit.load(Relaxed),
         queued: stats.queued.load(Relaxed),

@@ -185,8 +185,8 @@ fn policy(topics: &Snapshot, codecs: &HashMap<String, Codec>, id: u32) -> Policy
     };
     let value = |name| topic_settings::value(&topic.settings, name);
     let limit = |name| value(name).parse::<i64>().ok().filter(|&limit| limit >= 0);
-    let has = |word| value("cleanup.policy").split(',').any(|w| w.trim() == word);
-    let delete = has("delete");
+    let mut cleanup = value("cleanup.policy").split(',');
+    let delete = cleanup.any(|word| word.trim() == "delete");
     Policy {
         codec: match value("compression.type") {
             "uncompressed" => Codec::None,
@@ -198,9 +198,7 @@ fn policy(topics: &Snapshot, codecs: &HashMap<String, Codec>, id: u32) -> Policy
         retention_bytes: limit("retention.bytes")
             .filter(|_| delete)
             .map(|n| n as u64),
-        compact: has("compact"),
-        delete_retention_ms: limit("delete.retention.ms").unwrap_or(i64::MAX),
-        ..Policy::default()
+        deleted: false,
     }
 }
 

@@ -21,7 +21,7 @@ use crate::storage::PartitionKey;
 use crate::storage::wal::WalShared;
 use crate::storage::wal::segment::{SEGMENT_HEADER, list_segments, segment_path};
 
-/// How often the thread looks for work: a segment fills in a tenth of that at most.
+/// How often the thread looks for work: a disk of 2.5 GB/s fills a segment of 256 MiB in about this time.
 const PERIOD: Duration = Duration::from_millis(100);
 /// After an error the next attempt waits: a full disk does not empty itself sooner.
 const RETRY: Duration = Duration::from_secs(2);
@@ -170,8 +170,8 @@ impl Maintenance {
         self.retained = Some(Instant::now());
         let policies = Arc::clone(&self.config.policies);
         let trims = expired(&self.store.view(), unix_ms(), &mut |topic| policies(topic));
-        let any = !trims.is_empty();
-        if any {
+        let any = !trims.is_empty() | self.store.note_damage()?;
+        if !trims.is_empty() {
             let edit = Edit::Trim(trims);
             self.store.commit(&edit)?;
             if let Edit::Trim(trims) = edit {

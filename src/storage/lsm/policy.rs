@@ -4,9 +4,6 @@ use std::sync::Arc;
 
 use super::codec::Codec;
 
-/// A day, in milliseconds.
-const DAY_MS: i64 = 24 * 60 * 60 * 1000;
-
 /// The store's side of a topic's settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
@@ -18,13 +15,6 @@ pub struct Policy {
     /// A partition's oldest messages are dropped when it has more bytes in SSTs than this
     /// (`retention.bytes`); `None`: never.
     pub retention_bytes: Option<u64>,
-    /// Only the newest record of each key is kept (`cleanup.policy` has `compact`).
-    pub compact: bool,
-    /// How long a record without value, which deletes its key, is kept for readers that follow
-    /// (`delete.retention.ms`).
-    pub delete_retention_ms: i64,
-    /// Messages can be looked up by key (`index = "key"`).
-    pub index_keys: bool,
     /// The topic was deleted: nothing of it is kept.
     pub deleted: bool,
 }
@@ -36,9 +26,6 @@ impl Default for Policy {
             codec: Codec::default(),
             retention_ms: None,
             retention_bytes: None,
-            compact: false,
-            delete_retention_ms: DAY_MS,
-            index_keys: false,
             deleted: false,
         }
     }

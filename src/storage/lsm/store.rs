@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::codec;
 use super::error::StoreError;
 use super::manifest::{self, Edit, FileMeta, Manifest, State};
-use super::sst::{Block, PartitionExtent, Slice, SstError, SstReader};
+use super::sst::{PartitionExtent, SstError, SstReader};
 use crate::storage::PartitionKey;
 use crate::storage::reader::Outcome;
 use crate::storage::wal::LogId;
@@ -195,26 +195,12 @@ pub struct StoreStats {
     pub flush_read_bytes: AtomicU64,
     /// Bytes of SSTs that flushes wrote.
     pub flush_written_bytes: AtomicU64,
-    /// Merges done.
-    pub merges: AtomicU64,
-    /// Bytes of SSTs that merges read.
-    pub merge_read_bytes: AtomicU64,
-    /// Bytes of SSTs that merges wrote.
-    pub merge_written_bytes: AtomicU64,
-    /// Bytes that the merge under way has to read, and has read; 0: none is.
-    pub merge_todo_bytes: AtomicU64,
-    /// See `merge_todo_bytes`.
-    pub merge_done_bytes: AtomicU64,
-    /// Records dropped by retention, and by compaction of keys.
+    /// Records in files that retention removed.
     pub records_expired: AtomicU64,
-    /// See `records_expired`.
-    pub records_compacted: AtomicU64,
     /// Blocks found damaged.
     pub damaged_blocks: AtomicU64,
     /// ns of CPU that flushing took.
     pub flush_cpu_ns: AtomicU64,
-    /// ns of CPU that merging took.
-    pub merge_cpu_ns: AtomicU64,
 }
 
 /// The SSTs of one shard. Any number of reading threads; one maintains.
@@ -305,6 +291,24 @@ impl Store {
         Ok(())
     }
 
+    /// Notes in the manifest which files were found to be damaged since the last call; true: there were some.
+    pub fn note_damage(&self) -> Result<bool, StoreError> {
+        let Some(manifest) = &self.manifest else {
+            return Ok(false);
+        };
+        let view = self.view();
+        let damaged = view.files.iter().filter(|file| file.is_quarantined());
+        let known = lock(manifest).state().quarantined.clone();
+        let new: Vec<u64> = damaged
+            .map(|file| file.meta.number)
+            .filter(|number| !known.contains(number))
+            .collect();
+        for &number in &new {
+            self.commit(&Edit::Quarantine(number))?;
+        }
+        Ok(!new.is_empty())
+    }
+
     /// A number for a new file, and where it is to be made. The number counts once an edit names it.
     pub fn next_file(&self, after: u64) -> (u64, PathBuf) {
         let next = match &self.manifest {
@@ -343,7 +347,10 @@ impl Store {
                 view.files.push(Arc::clone(file));
                 continue;
             }
-            let file = Arc::new(StoreFile::new(&self.dir, self.id, *meta));
+            let file = StoreFile::new(&self.dir, self.id, *meta);
+            let known = state.quarantined.contains(&meta.number);
+            file.quarantined.store(known, Ordering::Release);
+            let file = Arc::new(file);
             match self.reader(&file) {
                 Ok(reader) => match reader.extents() {
                     Ok(extents) => view.insert(&file, extents.into_iter()),
@@ -405,21 +412,8 @@ impl Store {
         outcome: &mut Outcome,
         out: &mut Vec<u8>,
     ) -> Result<(), StoreError> {
-        self.walk(key, max_bytes, outcome, |_, _, bytes| {
+        self.walk(key, max_bytes, outcome, |bytes| {
             out.extend_from_slice(bytes)
-        })
-    }
-
-    /// As [`Store::read`], without a copy: the batches stay where they are mapped.
-    pub fn fetch(
-        &self,
-        key: PartitionKey,
-        max_bytes: usize,
-        outcome: &mut Outcome,
-        out: &mut Vec<Slice>,
-    ) -> Result<(), StoreError> {
-        self.walk(key, max_bytes, outcome, |reader, (block, skip), bytes| {
-            out.push(Slice::new(reader, block, skip..skip + bytes.len()))
         })
     }
 
@@ -428,7 +422,7 @@ impl Store {
         key: PartitionKey,
         max_bytes: usize,
         outcome: &mut Outcome,
-        mut take: impl FnMut(&Arc<SstReader>, (&Block, usize), &[u8]),
+        mut take: impl FnMut(&[u8]),
     ) -> Result<(), StoreError> {
         let view = self.view();
         let extents = view.extents(key);
@@ -449,7 +443,7 @@ impl Store {
                         outcome.batches == 0,
                     );
                     if batches > 0 {
-                        take(&reader, (&block, skip), &bytes[skip..skip + len]);
+                        take(&bytes[skip..skip + len]);
                         outcome.bytes += len;
                         outcome.batches += batches;
                         outcome.next_offset = next;

@@ -411,3 +411,56 @@ fn retention_drops_whole_files_and_moves_the_start() {
     shard.append(key(1), 2, 10);
     assert_eq!(shard.read(key(1), end, 1 << 20).len(), 2);
 }
+
+#[test]
+fn a_damaged_block_is_noted_and_the_rest_is_read() {
+    let mut shard = Shard::new(Policy::default());
+    while shard.open.as_ref().unwrap().store.view().files.len() < 3 {
+        shard.append(key(0), 10, 2000);
+        shard.append(key(1), 5, 300);
+        shard.maintain();
+    }
+    let view = shard.open.as_ref().unwrap().store.view();
+    let path = view.files[1].path().to_owned();
+    let (first, end) = (view.extents(key(1))[1].first, view.extents(key(1))[1].end);
+    drop(view);
+    let open = shard.open.take().unwrap();
+    drop(open.maintenance);
+    open.wal.close().unwrap();
+    drop((open.store, open.shared));
+    // The first byte of messages: of partition 0 or 1, whose topics differ.
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[super::sst::format::HEADER + 70] ^= 4;
+    fs::write(&path, &bytes).unwrap();
+    shard.open();
+    // Topic 1 comes first, that is partition 0.
+    let mut reader = shard.reader();
+    let error = reader
+        .read(key(0), 0, 1 << 30, &mut Vec::new())
+        .map(|o| o.next_offset);
+    let damaged = error.unwrap();
+    let error = reader
+        .read(key(0), damaged, 1 << 20, &mut Vec::new())
+        .unwrap_err();
+    assert!(
+        error.to_string().contains(path.to_str().unwrap()),
+        "{error}"
+    );
+    let of_other = shard.read(key(1), first, 1 << 20);
+    assert!(of_other.iter().any(|(offset, _)| *offset == end - 1));
+    shard.maintain();
+    let state = super::manifest::load(&shard.path(), ID)
+        .unwrap()
+        .unwrap()
+        .state;
+    assert_eq!(state.quarantined.len(), 1);
+    shard.restart(false);
+    let view = shard.open.as_ref().unwrap().store.view();
+    assert_eq!(
+        view.files
+            .iter()
+            .filter(|file| file.is_quarantined())
+            .count(),
+        1
+    );
+}

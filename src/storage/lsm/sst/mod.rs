@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use format::{Block, PartitionExtent, SstInfo};
-pub use reader::{Blocks, Slice, SstReader};
+pub use reader::{Blocks, SstReader};
 pub use verify::{SstFinding, SstReport};
 pub use writer::{SstMade, SstWriter};
 

@@ -8,9 +8,7 @@
 //! fails to read a page. Files of the store are never written to again once they have their name.
 
 use std::fs::File;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use memmap2::{Advice, Mmap};
 
@@ -33,30 +31,6 @@ pub struct SstReader {
     bytes: Bytes,
     info: SstInfo,
     footer: Footer,
-}
-
-/// Whole record batches in a mapped file, kept mapped. Their checksum was right when the slice was made.
-#[derive(Clone)]
-pub struct Slice {
-    reader: Arc<SstReader>,
-    range: Range<usize>,
-}
-
-impl AsRef<[u8]> for Slice {
-    fn as_ref(&self) -> &[u8] {
-        &self.reader.bytes()[self.range.clone()]
-    }
-}
-
-impl Slice {
-    /// `part` of a block of `reader`, as a slice that lives on its own.
-    pub fn new(reader: &Arc<SstReader>, block: &Block, part: Range<usize>) -> Slice {
-        let at = block.position as usize;
-        Slice {
-            reader: Arc::clone(reader),
-            range: at + part.start..at + part.end,
-        }
-    }
 }
 
 impl SstReader {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::storage::wal::LogId;
-use crate::wire::record_batch::{self, BatchWriter};
+use crate::wire::record_batch::BatchWriter;
 
 const INFO: SstInfo = SstInfo {
     id: LogId {
@@ -265,21 +265,4 @@ fn what_comes_out_of_order_is_refused_and_leaves_no_file() {
         ..INFO.id
     };
     assert!(SstReader::open(&place.path(), other).is_err());
-}
-
-#[test]
-fn a_slice_lives_on_without_the_store() {
-    let place = Place::new();
-    let bytes = batch(0, 3, 50);
-    write(
-        &place,
-        &Model::from([(key(1, 1), vec![(0, 3, bytes.clone(), 0)])]),
-    );
-    let reader = std::sync::Arc::new(SstReader::open(&place.path(), INFO.id).unwrap());
-    let block = reader.locate(key(1, 1), 0).unwrap().unwrap();
-    let slice = Slice::new(&reader, &block, 0..bytes.len());
-    drop(reader);
-    std::fs::remove_file(place.path()).unwrap();
-    assert_eq!(slice.as_ref(), bytes);
-    assert!(record_batch::validate(slice.as_ref()).is_ok());
 }
