@@ -335,6 +335,12 @@ fn a_lost_file_or_edit_is_refused_and_named() {
         shard.maintain();
     }
     let path = shard.path();
+    // The last flushed segment goes once the index, a thread, has passed it.
+    let flushed = shard.open.as_ref().unwrap().store.view().flushed_lsn;
+    while list_segments(&path).unwrap()[0] < flushed {
+        shard.maintain();
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let open = shard.open.take().unwrap();
     let sst = open.store.view().files[0].path().to_owned();
     drop(open.maintenance);
