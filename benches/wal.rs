@@ -2,8 +2,9 @@
 //!
 //! `cargo bench --bench wal -- --dir DIR --mb 2048 --commit 262144 --depth 4 --batch 65000`
 //!
-//! Batches of `--batch` bytes are copied into the log as fast as it takes them, as a shard does; all
-//! segments are made ready before the clock starts. An entry's latency runs from its publication to
+//! Batches of `--batch` bytes are copied into the log as fast as it takes them, as a shard does, into one
+//! segment that is made ready before the clock starts: a second one would have its successor zeroed
+//! meanwhile, on the disk that is being measured. An entry's latency runs from its publication to
 //! the poll that finds it durable. `--pace N` appends one batch every N microseconds instead.
 
 use std::collections::VecDeque;
@@ -62,19 +63,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let total = args.mb << 20;
     let _ = std::fs::remove_dir_all(&args.dir);
     std::fs::create_dir_all(&args.dir)?;
-    let segment_size = 256u64 << 20;
-    let segments = (total + total / 8).div_ceil(segment_size) as usize + 2;
+    // A frame carries its header, and a commit that did not fill is padded.
+    let segment_size = (total + total / 8).next_multiple_of(1 << 20) + (4 * args.commit as u64);
     let config = WalConfig {
         commit_size: args.commit,
         commits_in_flight: args.depth,
         linger: Duration::from_micros(args.linger),
         segment_size,
-        prepared_segments: segments,
+        prepared_segments: 1,
         staging_dir: args.staging_dir,
         ..WalConfig::new(&args.dir, rand::random())
     };
     let (mut writer, shared, _) = WalWriter::open(&config, 0, &mut Nothing)?;
-    while writer.prepared() < segments {
+    // The first and its successor.
+    while writer.prepared() < 2 {
         if let Some(reason) = shared.reason() {
             return Err(reason.into());
         }
