@@ -5,6 +5,7 @@
 //! storage lcore's side, [`shared`] what other threads see, [`recovery`] what happens at the start.
 
 pub(crate) mod aligned;
+mod allocate;
 pub mod error;
 pub mod frame;
 pub(crate) mod pin;

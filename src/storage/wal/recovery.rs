@@ -11,7 +11,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,6 +18,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::aligned::AlignedBuf;
+use super::allocate::allocate;
 use super::error::WalError;
 use super::frame::{
     Entries, EntryKind, FRAME_ALIGN, FRAME_HEADER, FRAME_MAGIC, FrameError, FrameHeader, LogId,
@@ -743,8 +743,8 @@ fn begin_segment(path: &Path, header: SegmentHeader) -> Result<Tail, WalError> {
 fn zero(file: &File, from: u64, end: u64) -> io::Result<()> {
     let end = end.next_multiple_of(FRAME_ALIGN as u64);
     let zeros = AlignedBuf::zeroed(1 << 20);
-    // SAFETY: the descriptor is open; fallocate touches no memory. Its failure shows when writing.
-    unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, end as libc::off_t) };
+    // Its failure shows when writing.
+    let _ = allocate(file, end);
     let mut at = from;
     while at < end {
         let len = (end - at).min(zeros.len() as u64) as usize;

@@ -9,12 +9,12 @@
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::aligned::AlignedBuf;
+use super::allocate::allocate;
 use super::frame::{LogId, u16_at, u32_at, u64_at};
 
 /// Bytes of a segment's header; the first frame begins behind it.
@@ -205,13 +205,10 @@ pub fn create_zeroed(
             file.set_len(size)?;
         }
         // Reserves the space first, so that a full disk is found before anything is written.
-        // SAFETY: the descriptor is open; fallocate touches no memory.
-        if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, size as libc::off_t) } != 0 {
-            let error = io::Error::last_os_error();
-            // File systems without fallocate (EOPNOTSUPP): the zeros below allocate.
-            if error.raw_os_error() != Some(libc::EOPNOTSUPP) {
-                return Err(error);
-            }
+        match allocate(&file, size) {
+            // File systems without fallocate: the zeros below allocate.
+            Err(error) if error.raw_os_error() != Some(libc::EOPNOTSUPP) => return Err(error),
+            _ => {}
         }
         let zeros = AlignedBuf::zeroed(ZERO_BLOCK);
         let mut at = 0;

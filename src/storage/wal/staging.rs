@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::allocate::{allocate, uninterrupted};
 use super::error::WalError;
 use super::frame::{
     ENTRY_HEADER, EntryKind, FRAME_HEADER, FRAME_MAGIC, FRAME_VERSION, LogId, OFF_CRC, OFF_DURABLE,
@@ -68,23 +69,25 @@ impl Mapping {
     /// Faults all pages in, on this thread's NUMA node, so that running out is an error here and not
     /// a SIGBUS later.
     fn populate(&self) -> io::Result<()> {
-        // SAFETY: the range is this mapping.
-        let rc = unsafe {
-            libc::madvise(
-                self.ptr.as_ptr().cast(),
-                self.len,
-                libc::MADV_POPULATE_WRITE,
-            )
-        };
-        if rc == 0 {
-            return Ok(());
+        let populated = uninterrupted(|| {
+            // SAFETY: the range is this mapping.
+            let rc = unsafe {
+                libc::madvise(
+                    self.ptr.as_ptr().cast(),
+                    self.len,
+                    libc::MADV_POPULATE_WRITE,
+                )
+            };
+            match rc {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        });
+        match populated {
+            // Before Linux 5.14: the reservation at mmap (hugetlbfs) or fallocate (tmpfs) must do.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            other => other,
         }
-        let error = io::Error::last_os_error();
-        // Before Linux 5.14: the reservation at mmap (hugetlbfs) or fallocate (tmpfs) must do.
-        if error.raw_os_error() == Some(libc::EINVAL) {
-            return Ok(());
-        }
-        Err(error)
     }
 }
 
@@ -213,11 +216,7 @@ impl Staging {
             let size = Self::size(slots, slot_bytes);
             let hugepages = fs_type(path)?.0 == HUGETLBFS_MAGIC;
             file.set_len(size as u64)?;
-            // SAFETY: the descriptor is open; fallocate touches no memory.
-            let rc = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, size as libc::off_t) };
-            if rc != 0 {
-                return Err(io::Error::last_os_error());
-            }
+            allocate(&file, size as u64)?;
             let map = Mapping::new(&file, size)?;
             map.populate()?;
             let mut header = [0u8; STAGING_HEADER];
