@@ -7,6 +7,7 @@ mod check;
 mod inspect;
 pub mod produce;
 mod read;
+mod repair;
 mod send_udp;
 #[cfg(feature = "dpdk")]
 mod serve;
@@ -45,6 +46,7 @@ enum Command {
     SendUdp(send_udp::Args),
     Verify(verify::Args),
     Inspect(inspect::Args),
+    Repair(repair::Args),
 }
 
 /// Runs the subcommand and reports its error as one line.
@@ -60,6 +62,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::SendUdp(args) => send_udp::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Repair(args) => repair::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,6 +10,7 @@ pub mod index;
 pub mod inspect;
 pub mod lsm;
 pub mod reader;
+pub mod repair;
 pub mod topic_settings;
 pub mod verify;
 pub mod wal;

@@ -31,6 +31,22 @@ pub enum StoreError {
         /// What is wrong.
         what: &'static str,
     },
+    /// There are SSTs and no manifest.
+    #[error(
+        "{dir} has SSTs and no manifest; `taffrail repair` makes a new one from the files"
+    )]
+    NoManifest {
+        /// The shard's folder.
+        dir: PathBuf,
+    },
+    /// A new manifest does not make the store whole.
+    #[error("{dir} has a new manifest and still cannot be opened: {what}")]
+    NotRepaired {
+        /// The shard's folder.
+        dir: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
     /// A write of the manifest failed earlier.
     #[error(
         "{path} takes no more edits since a write failed; mend the disk and start the server again"

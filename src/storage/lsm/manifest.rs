@@ -176,7 +176,7 @@ pub fn manifest_path(dir: &Path, number: u64) -> PathBuf {
 }
 
 /// Numbers of the manifests in a folder, ascending.
-fn list(dir: &Path) -> io::Result<Vec<u64>> {
+pub fn list(dir: &Path) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
@@ -225,36 +225,90 @@ pub fn parse(
     id: LogId,
     number: u64,
 ) -> Result<(State, u64, u64, u64), (u64, &'static str)> {
-    check_header(bytes, id, number)?;
-    let mut at = HEADER;
-    let mut state = None;
+    if read_header(bytes)? != (id, number) {
+        return Err((0, "the header is of another store, shard or file"));
+    }
+    let mut state = State::default();
     let mut snapshot_len = 0;
-    let mut records = 0;
+    let mut count = 0;
+    let len = records(bytes, &mut |position, len, record| {
+        count += 1;
+        match record {
+            Record::Snapshot(snapshot) => {
+                snapshot_len = position + len;
+                state = snapshot.clone();
+            }
+            Record::Edit(edit) => state.apply(edit),
+        }
+    })?;
+    Ok((state, len, snapshot_len, count))
+}
+
+/// Whose manifest, and its number.
+pub fn read_header(bytes: &[u8]) -> Result<(LogId, u64), (u64, &'static str)> {
+    let Some(header) = bytes.get(..HEADER) else {
+        return Err((0, "shorter than a manifest's header"));
+    };
+    if header[..8] != MANIFEST_MAGIC {
+        return Err((0, "not a Taffrail manifest (magic number)"));
+    }
+    let mut input = In(&header[8..]);
+    let mut fields = || {
+        let version = input.u32()?;
+        let shard = u16::from_le_bytes(input.array()?);
+        let _zero: [u8; 2] = input.array()?;
+        let store = u128::from_le_bytes(input.array()?);
+        Some((version, LogId { store, shard }, input.u64()?))
+    };
+    let Some((version, id, number)) = fields() else {
+        return Err((0, "shorter than a manifest's header"));
+    };
+    let mut expected = [0; HEADER];
+    write_header(&mut expected, id, number);
+    let crc = HEADER_CRC_AT..HEADER_CRC_AT + 4;
+    if header[crc.clone()] != crc32c::crc32c(&header[..HEADER_CRC_AT]).to_le_bytes() {
+        return Err((0, "the header is damaged"));
+    }
+    if version != MANIFEST_VERSION {
+        return Err((8, "the file's version is not known to this program"));
+    }
+    if header != expected {
+        return Err((0, "the header is damaged"));
+    }
+    Ok((id, number))
+}
+
+/// Gives the records behind the header in order, each with its byte and its length: a snapshot, then edits.
+/// Returns the bytes of the header and whole records; behind them lies a torn one, if anything. An error is the
+/// place and kind of the damage; what lies before was given.
+pub fn records(
+    bytes: &[u8],
+    each: &mut dyn FnMut(u64, u64, &Record),
+) -> Result<u64, (u64, &'static str)> {
+    let mut at = HEADER;
+    let mut first = true;
     while at < bytes.len() {
-        let rest = &bytes[at..];
-        let payload = match record(rest) {
+        let position = at as u64;
+        let payload = match record(&bytes[at..]) {
             Ok(payload) => payload,
             // The snapshot was whole before the file had its name.
-            Err(_) if state.is_none() => return Err((at as u64, "the snapshot is damaged")),
+            Err(_) if first => return Err((position, "the snapshot is damaged")),
             Err(true) => break,
-            Err(false) => return Err((at as u64, "a record's CRC is wrong, and more follows")),
+            Err(false) => return Err((position, "a record's CRC is wrong, and more follows")),
         };
-        let wrong = (at as u64, "a record is whole but not understood");
-        match (&mut state, decode(payload).ok_or(wrong)?) {
-            (None, Decoded::Snapshot(snapshot)) => state = Some(snapshot),
-            (Some(state), Decoded::Edit(edit)) => state.apply(&edit),
-            _ => return Err((at as u64, "a snapshot comes first, and only there")),
+        let decoded = decode(payload).ok_or((position, "a record is whole but not understood"))?;
+        if matches!(decoded, Record::Snapshot(_)) != first {
+            return Err((position, "a snapshot comes first, and only there"));
         }
-        records += 1;
-        at += RECORD_HEADER + payload.len();
-        if records == 1 {
-            snapshot_len = at as u64;
-        }
+        first = false;
+        let len = RECORD_HEADER + payload.len();
+        each(position, len as u64, &decoded);
+        at += len;
     }
-    match state {
-        Some(state) => Ok((state, at as u64, snapshot_len, records)),
-        None => Err((at as u64, "there is no snapshot")),
+    if first {
+        return Err((at as u64, "there is no snapshot"));
     }
+    Ok(at as u64)
 }
 
 /// The first record's payload; an error says whether it may be torn: it reaches to the end or beyond.
@@ -280,24 +334,6 @@ fn record(bytes: &[u8]) -> Result<&[u8], bool> {
     }
 }
 
-fn check_header(bytes: &[u8], id: LogId, number: u64) -> Result<(), (u64, &'static str)> {
-    let Some(header) = bytes.get(..HEADER) else {
-        return Err((0, "shorter than a manifest's header"));
-    };
-    if header[..8] != MANIFEST_MAGIC {
-        return Err((0, "not a Taffrail manifest (magic number)"));
-    }
-    let mut expected = [0; HEADER];
-    write_header(&mut expected, id, number);
-    if header[HEADER_CRC_AT..] != expected[HEADER_CRC_AT..] || header != expected {
-        return Err((
-            0,
-            "the header is damaged, of another version, or of another store, shard or file",
-        ));
-    }
-    Ok(())
-}
-
 fn write_header(out: &mut [u8; HEADER], id: LogId, number: u64) {
     out[..8].copy_from_slice(&MANIFEST_MAGIC);
     out[8..12].copy_from_slice(&MANIFEST_VERSION.to_le_bytes());
@@ -308,8 +344,12 @@ fn write_header(out: &mut [u8; HEADER], id: LogId, number: u64) {
     out[HEADER_CRC_AT..HEADER_CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
 }
 
-enum Decoded {
+/// A record of a manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// What the edits of the manifest before made; the first record.
     Snapshot(State),
+    /// Any other.
     Edit(Edit),
 }
 
@@ -457,7 +497,7 @@ impl In<'_> {
     }
 }
 
-fn decode(payload: &[u8]) -> Option<Decoded> {
+fn decode(payload: &[u8]) -> Option<Record> {
     let mut input = In(payload);
     let [tag] = input.array()?;
     let decoded = match tag {
@@ -470,7 +510,7 @@ fn decode(payload: &[u8]) -> Option<Decoded> {
             state.add(input.files()?.iter());
             state.starts = input.trims()?.into_iter().collect();
             state.quarantined = input.numbers()?.into_iter().collect();
-            Decoded::Snapshot(state)
+            Record::Snapshot(state)
         }
         TAG_FLUSH => {
             let flushed_lsn = input.u64()?;
@@ -478,17 +518,17 @@ fn decode(payload: &[u8]) -> Option<Decoded> {
             if files.len() > 1 {
                 return None;
             }
-            Decoded::Edit(Edit::Flush {
+            Record::Edit(Edit::Flush {
                 add: files.first().copied(),
                 flushed_lsn,
             })
         }
-        TAG_REPLACE => Decoded::Edit(Edit::Replace {
+        TAG_REPLACE => Record::Edit(Edit::Replace {
             remove: input.numbers()?,
             add: input.files()?,
         }),
-        TAG_TRIM => Decoded::Edit(Edit::Trim(input.trims()?)),
-        TAG_QUARANTINE => Decoded::Edit(Edit::Quarantine(input.u64()?)),
+        TAG_TRIM => Record::Edit(Edit::Trim(input.trims()?)),
+        TAG_QUARANTINE => Record::Edit(Edit::Quarantine(input.u64()?)),
         _ => return None,
     };
     input.0.is_empty().then_some(decoded)

@@ -2,7 +2,7 @@
 //!
 //! [`codec`] compresses and decompresses record batches as Kafka does; [`rebatch`] merges successive
 //! batches of a partition into larger ones; [`keys`] is the index from message keys to offsets; [`cache`] holds
-//! decompressed blocks.
+//! decompressed blocks; [`repair`] makes a lost manifest anew.
 
 pub mod cache;
 pub mod codec;
@@ -14,6 +14,7 @@ pub mod manifest;
 pub mod pace;
 pub mod policy;
 pub mod rebatch;
+pub mod repair;
 mod retain;
 pub mod sst;
 pub mod store;

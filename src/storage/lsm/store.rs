@@ -231,6 +231,7 @@ impl Store {
             ..State::default()
         };
         fs::create_dir_all(dir).map_err(StoreError::io("cannot make the folder", dir))?;
+        check_manifest(dir)?;
         let manifest = Manifest::open(dir, id, fresh)?;
         let state = manifest.state().clone();
         let found = check_files(dir, &state)?;
@@ -244,6 +245,7 @@ impl Store {
 
     /// Opens the store of a stopped server for reading; changes nothing.
     pub fn open_read_only(dir: &Path, id: LogId) -> Result<Arc<Store>, StoreError> {
+        check_manifest(dir)?;
         let state = manifest::load(dir, id)?.map_or_else(State::default, |loaded| loaded.state);
         check_files(dir, &state)?;
         Ok(Arc::new(Self::build(dir, id, &state, None)))
@@ -510,8 +512,22 @@ impl Store {
     }
 }
 
+/// A store that has SSTs has a manifest, unless the log still has all of it.
+pub(super) fn check_manifest(dir: &Path) -> Result<(), StoreError> {
+    let list = |what: std::io::Result<Vec<u64>>| what.map_err(StoreError::io("cannot list", dir));
+    if list(manifest::list(dir))?.is_empty()
+        && !list(list_files(dir))?.is_empty()
+        && list(list_segments(dir))?.first() != Some(&0)
+    {
+        return Err(StoreError::NoManifest {
+            dir: dir.to_owned(),
+        });
+    }
+    Ok(())
+}
+
 /// The files of a manifest are there, and the log goes on where they end. Returns the SSTs in the folder.
-fn check_files(dir: &Path, state: &State) -> Result<Vec<u64>, StoreError> {
+pub(super) fn check_files(dir: &Path, state: &State) -> Result<Vec<u64>, StoreError> {
     let found = list_files(dir).map_err(StoreError::io("cannot list", dir))?;
     for file in &state.files {
         if found.binary_search(&file.number).is_err() {

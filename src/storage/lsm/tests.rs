@@ -153,6 +153,13 @@ impl Shard {
         while self.step() {}
     }
 
+    /// A clean stop.
+    pub(super) fn stop(&mut self) {
+        let open = self.open.take().unwrap();
+        drop(open.maintenance);
+        open.wal.close().unwrap();
+    }
+
     /// A clean stop, or what a kill leaves; and a start.
     pub(super) fn restart(&mut self, clean: bool) {
         let open = self.open.take().unwrap();
