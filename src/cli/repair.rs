@@ -65,7 +65,12 @@ pub fn run(args: &Args) -> CliResult {
     Ok(())
 }
 
-fn print(repair: &ShardRepair, catalog: &Catalog, dry_run: bool, out: &mut impl Write) -> CliResult {
+fn print(
+    repair: &ShardRepair,
+    catalog: &Catalog,
+    dry_run: bool,
+    out: &mut impl Write,
+) -> CliResult {
     let Some(problem) = &repair.problem else {
         writeln!(out, "shard {}: sound", repair.shard)?;
         return Ok(());
@@ -90,7 +95,10 @@ fn print(repair: &ShardRepair, catalog: &Catalog, dry_run: bool, out: &mut impl 
             kept.bytes
         )?;
         for damage in &kept.damage {
-            writeln!(out, "    DAMAGE at {damage}; the rest of the file is served")?;
+            writeln!(
+                out,
+                "    DAMAGE at {damage}; the rest of the file is served"
+            )?;
         }
     }
     for left in &repair.left_out {

@@ -15,7 +15,7 @@ mod produce;
 mod raw;
 #[allow(clippy::module_inception)] // the poll loop is the shard
 mod shard;
-mod snapshot;
+pub mod snapshot;
 
 pub use crate::wire::datagram::PRODUCE_HEADER_LEN;
 pub use control::{ControlError, ShardControl};

@@ -217,6 +217,55 @@ fn entries(window: &[u8]) -> impl Iterator<Item = Entry> + '_ {
     })
 }
 
+/// What a part says, for show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// Next offset of each partition.
+    pub partitions: Vec<(PartitionKey, i64)>,
+    /// Producers whose batches are remembered.
+    pub producers: Vec<ProducerDescription>,
+}
+
+/// A producer in a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProducerDescription {
+    /// The partition.
+    pub key: PartitionKey,
+    /// Its id.
+    pub producer_id: i64,
+    /// Its epoch.
+    pub epoch: i16,
+    /// The sequence number that comes next; −1: no batch of this epoch is remembered.
+    pub next_sequence: i32,
+}
+
+/// What a part says; `None`: it is malformed, or of a newer version.
+pub fn describe(part: &[u8]) -> Option<Description> {
+    let mut said = Description {
+        partitions: Vec::new(),
+        producers: Vec::new(),
+    };
+    for item in parse(part)? {
+        match item {
+            Item::Partition(key, next) => said.partitions.push((key, next)),
+            Item::Producer {
+                key,
+                producer_id,
+                epoch,
+                window,
+            } => said.producers.push(ProducerDescription {
+                key,
+                producer_id,
+                epoch,
+                next_sequence: entries(window).last().map_or(-1, |entry| {
+                    entry.base_sequence.wrapping_add(entry.records as i32) & i32::MAX
+                }),
+            }),
+        }
+    }
+    Some(said)
+}
+
 /// A shard's state while its log is read back: give it to `WalWriter::open`, then to `Shard::new`.
 pub struct Recovered {
     pub(crate) keys: Vec<PartitionKey>,

@@ -321,12 +321,20 @@ impl Catalog {
                 });
             }
         };
+        Ok(Catalog {
+            dir: dir.to_owned(),
+            ..Self::from_bytes(&bytes, &path)?
+        })
+    }
+
+    /// Of the bytes of a catalog file, `path`; for tools. It cannot be changed.
+    pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Catalog, CatalogError> {
         let damaged = |reason: String| CatalogError::Damaged {
-            path: path.clone(),
+            path: path.to_owned(),
             reason,
         };
         let mut contents: Contents =
-            serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+            serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
         if contents.version == 1 {
             contents.version = CATALOG_VERSION;
         }
@@ -372,7 +380,7 @@ impl Catalog {
             }
         }
         Ok(Catalog {
-            dir: dir.to_owned(),
+            dir: path.parent().unwrap_or(Path::new("")).to_owned(),
             contents,
             store,
             lock: None,

@@ -1,4 +1,4 @@
-//! Shows what a segment file holds, frame by frame.
+//! Shows what a segment or a staging file holds, frame by frame.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,9 @@ use serde::Serialize;
 use super::PartitionKey;
 use super::lsm::codec;
 use super::wal::frame::{Entries, EntryKind, FRAME_ALIGN, FRAME_HEADER, FrameError, FrameHeader};
+use super::wal::frame::{LogId, OFF_SEQ, u16_at, u32_at, u64_at};
 use super::wal::segment::{SEGMENT_HEADER, SegmentError, SegmentHeader};
+use super::wal::staging::{STAGING_HEADER, STAGING_MAGIC, STAGING_VERSION, boot_id};
 use crate::wire::record_batch;
 
 /// Why a file cannot be shown at all.
@@ -31,6 +33,16 @@ pub enum InspectError {
         path: PathBuf,
         /// What is wrong.
         error: SegmentError,
+    },
+    /// Not a staging file.
+    #[error("{path} at byte {position}: {what}")]
+    Staging {
+        /// The file.
+        path: PathBuf,
+        /// Byte in the file.
+        position: u64,
+        /// What is wrong.
+        what: &'static str,
     },
 }
 
@@ -69,6 +81,9 @@ pub enum EntryInfo {
         count: u32,
         /// Bytes.
         bytes: usize,
+        /// They: for whoever knows what a shard keeps in its snapshots.
+        #[serde(skip)]
+        part: Vec<u8>,
     },
 }
 
@@ -121,6 +136,7 @@ fn entry_info(kind: EntryKind, bytes: &[u8], scratch: &mut Vec<u8>) -> EntryInfo
             index,
             count,
             bytes: bytes.len(),
+            part: bytes.to_vec(),
         },
         EntryKind::Batch(PartitionKey { topic, partition }) => {
             let parsed = record_batch::parse_header(bytes);
@@ -216,4 +232,114 @@ pub fn inspect(path: &Path, mut each: impl FnMut(Item<'_>)) -> Result<SegmentHea
         });
     }
     Ok(header)
+}
+
+/// A staging file, for show.
+#[derive(Debug)]
+pub struct Staging {
+    /// Whose log.
+    pub id: LogId,
+    /// The kernel's id of the boot that it is of, in hexadecimal.
+    pub boot: String,
+    /// That is the present one.
+    pub this_boot: bool,
+    /// Bytes of a slot.
+    pub slot_bytes: u64,
+    /// By number.
+    pub slots: Vec<Slot>,
+}
+
+/// What a slot of a staging file holds.
+#[derive(Debug)]
+pub enum Slot {
+    /// Nothing yet.
+    Free,
+    /// The entries that were published.
+    Frame {
+        /// They, and the frame's place; its position is the slot's.
+        frame: FrameInfo,
+        /// The frame is complete, with a right CRC: it was or is being written to the disk.
+        sealed: bool,
+    },
+    /// Neither.
+    Senseless {
+        /// Byte in the file.
+        position: u64,
+        /// What is wrong.
+        error: FrameError,
+    },
+}
+
+/// Reads a staging file. Of a running server's file some slots may look senseless: it writes to them.
+pub fn inspect_staging(path: &Path) -> Result<Staging, InspectError> {
+    let bytes = std::fs::read(path).map_err(|source| InspectError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    let bad = |position, what| InspectError::Staging {
+        path: path.to_owned(),
+        position,
+        what,
+    };
+    let Some(header) = bytes.get(..STAGING_HEADER) else {
+        return Err(bad(0, "shorter than a staging file's header"));
+    };
+    if header[..8] != STAGING_MAGIC {
+        return Err(bad(0, "not a Taffrail staging file (magic number)"));
+    }
+    if u32_at(header, 56) != crc32c::crc32c(&header[..56]) {
+        return Err(bad(56, "the header's CRC is wrong"));
+    }
+    if u32_at(header, 8) != STAGING_VERSION {
+        return Err(bad(8, "the file's version is not known to this program"));
+    }
+    let (count, slot_bytes) = (u32_at(header, 48), u64::from(u32_at(header, 52)));
+    let room = (bytes.len() - STAGING_HEADER) as u64;
+    if slot_bytes < FRAME_HEADER as u64 || u64::from(count) * slot_bytes > room {
+        return Err(bad(48, "its slots do not fit the file"));
+    }
+    let mut scratch = Vec::new();
+    let slots = bytes[STAGING_HEADER..]
+        .chunks_exact(slot_bytes as usize)
+        .take(count as usize)
+        .zip(0u64..)
+        .map(|(slot, number)| {
+            let position = STAGING_HEADER as u64 + number * slot_bytes;
+            let header = match FrameHeader::decode(slot, slot_bytes) {
+                _ if u64_at(slot, OFF_SEQ) == 0 => return Slot::Free,
+                Ok(header) => header,
+                Err(error) => return Slot::Senseless { position, error },
+            };
+            let entries = Entries::new(slot, &header)
+                .map_while(Result::ok)
+                .map(|e| entry_info(e.kind, e.bytes, &mut scratch))
+                .collect();
+            let sealed = slot
+                .get(..header.size())
+                .is_some_and(|frame| header.check_crc(frame).is_ok());
+            let frame = FrameInfo {
+                position,
+                size: header.size(),
+                seq: header.seq,
+                lsn: header.lsn,
+                durable: header.durable,
+                time_ms: header.time_ms,
+                clean: header.is_clean(),
+                entries,
+            };
+            Slot::Frame { frame, sealed }
+        })
+        .collect();
+    let mut store = [0; 16];
+    store.copy_from_slice(&header[16..32]);
+    Ok(Staging {
+        id: LogId {
+            store: u128::from_le_bytes(store),
+            shard: u16_at(header, 12),
+        },
+        boot: header[32..48].iter().map(|b| format!("{b:02x}")).collect(),
+        this_boot: header[32..48] == boot_id(),
+        slot_bytes,
+        slots,
+    })
 }

@@ -32,9 +32,7 @@ pub enum StoreError {
         what: &'static str,
     },
     /// There are SSTs and no manifest.
-    #[error(
-        "{dir} has SSTs and no manifest; `taffrail repair` makes a new one from the files"
-    )]
+    #[error("{dir} has SSTs and no manifest; `taffrail repair` makes a new one from the files")]
     NoManifest {
         /// The shard's folder.
         dir: PathBuf,

@@ -41,7 +41,7 @@ const FILE_LEN: usize = 72;
 const TRIM_LEN: usize = 16;
 
 /// What is known of an SST without opening it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct FileMeta {
     /// Names the file; never reused.
     pub number: u64,

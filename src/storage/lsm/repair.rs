@@ -203,7 +203,9 @@ pub fn plan(
         });
     }
     state.files.sort_by_key(|f| (f.lsn_start, f.number));
-    repair.kept.sort_by(|a, b| (a.lsn_start, &a.path).cmp(&(b.lsn_start, &b.path)));
+    repair
+        .kept
+        .sort_by(|a, b| (a.lsn_start, &a.path).cmp(&(b.lsn_start, &b.path)));
     repair.starts = state.starts.len();
     if repair.log.is_none() && !state.files.is_empty() {
         repair.notes.push(
@@ -520,7 +522,8 @@ fn choose(candidates: &[Candidate], repair: &mut ShardRepair) -> Vec<usize> {
     all.sort_by_key(|run| (run.end - run.start, run.files.first().copied()));
     let mut chosen: Vec<Run> = Vec::new();
     for run in all {
-        let (under, rest): (Vec<Run>, Vec<Run>) = chosen.iter().cloned().partition(|c| c.overlaps(&run));
+        let (under, rest): (Vec<Run>, Vec<Run>) =
+            chosen.iter().cloned().partition(|c| c.overlaps(&run));
         if under.is_empty() {
             chosen.push(run);
             continue;
