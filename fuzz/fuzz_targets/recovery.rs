@@ -111,6 +111,7 @@ fuzz_target!(|data: &[u8]| {
         size,
         first_seq: 1,
         prev_crc: 0,
+        reused: split & 16 != 0,
     }
     .encode(&mut bytes);
     for (piece, block) in in_log

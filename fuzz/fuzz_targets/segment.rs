@@ -64,6 +64,7 @@ fuzz_target!(|data: &[u8]| {
         size: bytes.len() as u64,
         first_seq: 1,
         prev_crc: 0,
+        reused: control & 4 != 0,
     };
     header.encode(&mut bytes);
     for (piece, block) in input

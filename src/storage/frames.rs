@@ -165,12 +165,16 @@ impl FrameReader {
             return Err(FetchError::NotStaged);
         }
         let end = header.end().min(self.limit());
-        let head = self.bytes(lsn, FRAME_HEADER, end)?;
+        let id = self.id;
         let path_error = |reader: &Self, error| FetchError::Frame {
             path: segment_path(&reader.dir, base),
             position: lsn - base,
             error,
         };
+        let head = self.bytes(lsn, FRAME_HEADER, end)?;
+        if header.reused && !FrameHeader::lies_here(head, id, lsn) {
+            return Err(path_error(self, FrameError::Blank));
+        }
         let room = header.end().saturating_sub(lsn);
         let frame = match FrameHeader::decode(head, room) {
             Ok(frame) => frame,
@@ -179,7 +183,6 @@ impl FrameReader {
         if let Err(error) = frame.check_place(self.id, lsn) {
             return Err(path_error(self, error));
         }
-        let id = self.id;
         let bytes = self.bytes(lsn, frame.size(), end)?;
         debug_assert_eq!(frame.check_place(id, lsn), Ok(()));
         if let Err(error) = frame.check_crc(bytes) {

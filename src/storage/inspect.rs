@@ -183,10 +183,15 @@ pub fn inspect(path: &Path, mut each: impl FnMut(Item<'_>)) -> Result<SegmentHea
     while at + FRAME_ALIGN as u64 <= len {
         frame.resize(FRAME_ALIGN, 0);
         file.read_exact_at(&mut frame, at).map_err(io)?;
-        let checked = FrameHeader::decode(&frame, len - at).and_then(|h| {
-            h.check_place(header.id, header.base.wrapping_add(at))?;
-            Ok(h)
-        });
+        let lsn = header.base.wrapping_add(at);
+        let checked = if header.reused && !FrameHeader::lies_here(&frame, header.id, lsn) {
+            Err(FrameError::Blank)
+        } else {
+            FrameHeader::decode(&frame, len - at).and_then(|h| {
+                h.check_place(header.id, lsn)?;
+                Ok(h)
+            })
+        };
         let checked = match checked {
             Ok(h) => {
                 frame.resize(h.size(), 0);

@@ -64,8 +64,17 @@ pub(super) fn segment(args: &Args, out: &mut impl Write) -> CliResult {
     if !args.json {
         writeln!(
             out,
-            "segment of shard {} of store {:032x}: {} bytes from LSN {}, first frame {}",
-            header.id.shard, header.id.store, header.size, header.base, header.first_seq
+            "segment of shard {} of store {:032x}: {} bytes from LSN {}, first frame {}{}",
+            header.id.shard,
+            header.id.store,
+            header.size,
+            header.base,
+            header.first_seq,
+            if header.reused {
+                ", in the file of an older segment"
+            } else {
+                ""
+            }
         )?;
     }
     if damaged > 0 {

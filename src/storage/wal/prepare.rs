@@ -1,7 +1,7 @@
 //! The thread that keeps segments ready, so that the writer never waits for the file system.
 //!
-//! Invariant: what the writer takes is preallocated, filled with real zeros, and durable with its
-//! final name and a blank header. A disk without room is retried every `RETRY`; the writer meanwhile
+//! Invariant: what the writer takes is preallocated, was written once (with real zeros, or as an older
+//! segment), and is durable with its final name and a blank header. A disk without room is retried every `RETRY`; the writer meanwhile
 //! refuses when it has used up what is ready.
 
 use std::fs::File;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
 
-use super::segment::{create_zeroed, segment_path};
+use super::segment::{create_zeroed, reuse, segment_path};
 use super::shared::WalShared;
 
 /// How often a full disk is tried again.
@@ -28,6 +28,8 @@ pub(crate) struct Prepared {
     pub(crate) path: PathBuf,
     pub(crate) base: u64,
     pub(crate) size: u64,
+    /// It was an older segment.
+    pub(crate) reused: bool,
 }
 
 /// The writer's end.
@@ -98,14 +100,26 @@ fn run(
         }
         let path = segment_path(shared.dir(), base);
         let mut written = Instant::now();
-        let made = create_zeroed(&path, size, shared.take_recycled().as_deref(), || {
-            // With one segment in hand there is time: leave half of the disk to the commits.
-            if !queue.is_empty() {
-                thread::sleep(written.elapsed().min(Duration::from_millis(20)));
-            }
-            written = Instant::now();
-            !stop.load(Ordering::Relaxed)
-        });
+        let old = match shared.take_recycled() {
+            // What is wrong with it is no reason not to make a new one.
+            Some(spare) => reuse(&spare, &path, size).unwrap_or_else(|error| {
+                tracing::warn!(spare = %spare.display(), "not used again: {error}");
+                None
+            }),
+            None => None,
+        };
+        let reused = old.is_some();
+        let made = match old {
+            Some(file) => Ok(file),
+            None => create_zeroed(&path, size, || {
+                // With one segment in hand there is time: leave half of the disk to the commits.
+                if !queue.is_empty() {
+                    thread::sleep(written.elapsed().min(Duration::from_millis(20)));
+                }
+                written = Instant::now();
+                !stop.load(Ordering::Relaxed)
+            }),
+        };
         match made {
             Ok(file) => {
                 shared.set_prepare_error(None);
@@ -114,6 +128,7 @@ fn run(
                     path,
                     base,
                     size,
+                    reused,
                 });
                 base += size;
             }

@@ -25,8 +25,8 @@ use super::frame::{
     u32_at,
 };
 use super::segment::{
-    SEGMENT_HEADER, SegmentHeader, create_zeroed, list_segments, open_direct, segment_path,
-    sync_dir,
+    SEGMENT_HEADER, SegmentError, SegmentHeader, create_zeroed, list_segments, open_direct,
+    segment_path, sync_dir,
 };
 use super::staging::{self, Found, Leftover, boot_id, seal_frame};
 use super::writer::WalConfig;
@@ -229,20 +229,22 @@ fn find_chain(reader: &mut FrameReader, headers: &[SegmentHeader]) -> Result<Cha
 
 /// What lies behind the end of the log in a file.
 struct Behind {
-    /// First and last non-zero block, as byte positions (end exclusive).
+    /// First and last block that was written, as byte positions (end exclusive).
     dirty: Option<(u64, u64)>,
     /// A whole frame that says the log had been durable up to or beyond `seq`.
     proof: bool,
     len: u64,
 }
 
-/// Looks at a file from byte `from` on, for frames of any age.
+/// Looks at a file from byte `from` on, for frames of any age. What was written there is what is not zero
+/// or, in a `reused` file and one whose header was never written, the beginnings of frames of that place.
 fn look_behind(
     path: &Path,
     base: u64,
     id: LogId,
     from: u64,
     seq: u64,
+    reused: bool,
     sample: Option<u64>,
 ) -> Result<Behind, WalError> {
     let read = |e| WalError::io("cannot read", path)(e);
@@ -254,9 +256,10 @@ fn look_behind(
         len,
     };
     let mut block = vec![0u8; 1 << 20];
+    let mut placed_only = reused;
     let mut at = from;
     while at < len {
-        // A prepared segment is zeros: its start answers for the rest.
+        // A prepared segment was not written to: its start answers for the rest.
         if let Some(sample) = sample
             && at - from >= sample
             && behind.dirty.is_none()
@@ -265,11 +268,17 @@ fn look_behind(
         }
         let want = (len - at).min(block.len() as u64) as usize;
         file.read_exact_at(&mut block[..want], at).map_err(read)?;
+        if at == 0 {
+            placed_only |= SegmentHeader::decode(&block[..want]) == Err(SegmentError::Blank);
+        }
         for (i, part) in block[..want].chunks(FRAME_ALIGN).enumerate() {
             if part.iter().all(|&b| b == 0) {
                 continue;
             }
             let position = at + (i * FRAME_ALIGN) as u64;
+            if placed_only && !FrameHeader::lies_here(part, id, base + position) {
+                continue;
+            }
             let start = behind.dirty.map_or(position, |(start, _)| start);
             behind.dirty = Some((start, position + part.len() as u64));
             if behind.proof || part.len() < FRAME_HEADER || u32_at(part, 0) != FRAME_MAGIC {
@@ -385,7 +394,15 @@ pub(crate) fn recover(
     let mut proof = false;
     let mut dirty = None;
     if let (Some(header), Some(path)) = (tail_header, &tail_path) {
-        let behind = look_behind(path, header.base, id, position, last_seq + 1, None)?;
+        let behind = look_behind(
+            path,
+            header.base,
+            id,
+            position,
+            last_seq + 1,
+            header.reused,
+            None,
+        )?;
         // A file cut short (only damage does that) is lengthened again when it is zeroed.
         dirty = behind.dirty;
         if behind.len < header.size {
@@ -399,7 +416,7 @@ pub(crate) fn recover(
             continue;
         }
         let path = segment_path(dir, base);
-        let behind = look_behind(&path, base, id, 0, last_seq + 1, Some(SAMPLE))?;
+        let behind = look_behind(&path, base, id, 0, last_seq + 1, false, Some(SAMPLE))?;
         proof |= behind.proof;
         beyond.push((path, behind.dirty.is_some()));
     }
@@ -536,6 +553,7 @@ pub(crate) fn recover(
                     size: config.segment_size,
                     first_seq: frame.header.seq,
                     prev_crc: last_crc,
+                    reused: false,
                 },
             )?);
         }
@@ -716,7 +734,7 @@ fn plan(
 
 /// Makes a segment and writes its header, durably.
 fn begin_segment(path: &Path, header: SegmentHeader) -> Result<Tail, WalError> {
-    let file = create_zeroed(path, header.size, None, || true).map_err(|source| {
+    let file = create_zeroed(path, header.size, || true).map_err(|source| {
         if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) {
             WalError::DiskFull {
                 path: path.to_owned(),

@@ -2,8 +2,8 @@
 //!
 //! Invariant: segments tile the log. A segment's file name and header name its base LSN, the next
 //! one's base is this base plus this size, and the LSN of a byte is the base plus its place in the
-//! file. A segment is preallocated and holds real zeros before its name appears, so writing a frame
-//! changes no metadata. Its header is written when the first frame is, and names the sequence and CRC
+//! file. A segment is preallocated and was written once, with zeros or as an older segment, before its
+//! name appears, so writing a frame changes no metadata. Its header is written when the first frame is, and names the sequence and CRC
 //! that the log had come to; a file with a blank header is prepared but unused.
 
 use std::ffi::CString;
@@ -23,6 +23,8 @@ pub const SEGMENT_HEADER: usize = 4096;
 pub const SEGMENT_MAGIC: [u8; 8] = *b"TAFFSEG\0";
 /// Version of the segment format.
 pub const SEGMENT_VERSION: u32 = 1;
+/// Flag of a header: see [`SegmentHeader::reused`].
+const FLAG_REUSED: u16 = 1;
 /// Segments are zeroed in writes of this size: large enough for the disk's full bandwidth.
 const ZERO_BLOCK: usize = 1 << 20;
 const CRC_AT: usize = 64;
@@ -40,6 +42,9 @@ pub struct SegmentHeader {
     pub first_seq: u64,
     /// CRC of the frame before the first; 0 at the start of a log.
     pub prev_crc: u32,
+    /// The file was an older segment's and still holds its bytes where this one was not written yet: what
+    /// is no frame of its place counts as never written.
+    pub reused: bool,
 }
 
 /// Why a file's first 4096 bytes are not a segment header.
@@ -57,6 +62,9 @@ pub enum SegmentError {
     /// A newer format, or damage.
     #[error("segment version {0} is not known (this program knows {SEGMENT_VERSION})")]
     Version(u32),
+    /// A newer format.
+    #[error("segment flags {0:#06x} are not known (this program knows {FLAG_REUSED:#06x})")]
+    Flags(u16),
     /// Damaged.
     #[error("the segment header's CRC is {found:#010x}, its bytes give {computed:#010x}")]
     Crc {
@@ -82,6 +90,8 @@ impl SegmentHeader {
         out[0..8].copy_from_slice(&SEGMENT_MAGIC);
         out[8..12].copy_from_slice(&SEGMENT_VERSION.to_le_bytes());
         out[12..14].copy_from_slice(&self.id.shard.to_le_bytes());
+        let flags = if self.reused { FLAG_REUSED } else { 0 };
+        out[14..16].copy_from_slice(&flags.to_le_bytes());
         out[16..32].copy_from_slice(&self.id.store.to_le_bytes());
         out[32..40].copy_from_slice(&self.base.to_le_bytes());
         out[40..48].copy_from_slice(&self.size.to_le_bytes());
@@ -112,6 +122,10 @@ impl SegmentHeader {
         if version != SEGMENT_VERSION {
             return Err(SegmentError::Version(version));
         }
+        let flags = u16_at(bytes, 14);
+        if flags & !FLAG_REUSED != 0 {
+            return Err(SegmentError::Flags(flags));
+        }
         let mut store = [0; 16];
         store.copy_from_slice(&bytes[16..32]);
         Ok(SegmentHeader {
@@ -123,6 +137,7 @@ impl SegmentHeader {
             size: u64_at(bytes, 40),
             first_seq: u64_at(bytes, 48),
             prev_crc: u32_at(bytes, 56),
+            reused: flags & FLAG_REUSED != 0,
         })
     }
 }
@@ -181,29 +196,22 @@ pub fn open_direct(path: &Path) -> io::Result<File> {
 }
 
 /// Makes a file of `size` real zeros at `path` (which must not exist) by way of a temporary name,
-/// durable together with its name; of the file `spare` where there is one, which saves the file system
-/// giving the space back and finding it again. `keep_going` is asked between writes; when it says no the file is
+/// durable together with its name. `keep_going` is asked between writes; when it says no the file is
 /// removed and `Interrupted` returned. Cost: `size` bytes of disk writes.
 pub fn create_zeroed(
     path: &Path,
     size: u64,
-    spare: Option<&Path>,
     mut keep_going: impl FnMut() -> bool,
 ) -> io::Result<File> {
-    let dir = path.parent().unwrap_or(Path::new("."));
     let temporary = path.with_extension("tmp");
-    let recycled = spare.is_some_and(|spare| fs::rename(spare, &temporary).is_ok());
     let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
-        .truncate(!recycled)
+        .truncate(true)
         .custom_flags(libc::O_DIRECT)
         .open(&temporary)?;
     let result = (|| {
-        if recycled {
-            file.set_len(size)?;
-        }
         // Reserves the space first, so that a full disk is found before anything is written.
         match allocate(&file, size) {
             // File systems without fallocate: the zeros below allocate.
@@ -220,9 +228,7 @@ pub fn create_zeroed(
             file.write_all_at(&zeros[..len], at)?;
             at += len as u64;
         }
-        file.sync_all()?;
-        rename_new(&temporary, path)?;
-        sync_dir(dir)
+        give_name(&file, &temporary, path)
     })();
     match result {
         Ok(()) => Ok(file),
@@ -231,6 +237,32 @@ pub fn create_zeroed(
             Err(error)
         }
     }
+}
+
+/// Makes the file at `path` (which must not exist) of `spare`, a segment that nobody needs any more:
+/// its header is blanked, the rest stays as it is, written once and for all. `None`, and the spare gone:
+/// it has another size. Cost: one block written, whatever the size.
+pub fn reuse(spare: &Path, path: &Path, size: u64) -> io::Result<Option<File>> {
+    let result = (|| {
+        let file = open_direct(spare)?;
+        if file.metadata()?.len() != size {
+            return Ok(None);
+        }
+        file.write_all_at(&AlignedBuf::zeroed(SEGMENT_HEADER), 0)?;
+        give_name(&file, spare, path)?;
+        Ok(Some(file))
+    })();
+    if !matches!(result, Ok(Some(_))) {
+        let _ = fs::remove_file(spare);
+    }
+    result
+}
+
+/// Makes a file durable, and then its final name.
+fn give_name(file: &File, temporary: &Path, path: &Path) -> io::Result<()> {
+    file.sync_all()?;
+    rename_new(temporary, path)?;
+    sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
 /// Renames, refusing to replace a file.

@@ -57,7 +57,7 @@ pub struct WalShared {
     pub(crate) pins: Box<[SlotPin]>,
     pinned: AtomicUsize,
     index: LogIndex,
-    /// Files of segments that nobody needs any more, to be zeroed and used again.
+    /// Files of segments that nobody needs any more, to be used again.
     recycled: ArrayQueue<PathBuf>,
     /// Commits that the disk completed.
     pub commits: Counter,
@@ -168,6 +168,12 @@ impl WalShared {
             Ok(()) => Ok(()),
             Err(spare) => fs::remove_file(spare),
         }
+    }
+
+    /// As [`WalShared::recycle`], of any file.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn offer(&self, spare: PathBuf) {
+        let _ = self.recycled.push(spare);
     }
 
     /// A file to make the next segment of.

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::frame::{FRAME_ALIGN, FrameHeader, LogId, OFF_SEQ, u64_at};
-use super::segment::{list_segments, segment_path, shard_dir};
+use super::segment::{SegmentHeader, list_segments, segment_path, shard_dir};
 use super::staging::{STAGING_HEADER, file_name};
 use super::*;
 use crate::storage::frames::FrameReader;
@@ -25,6 +26,24 @@ const COMMIT: usize = 64 << 10;
 struct Place {
     store: TempDir,
     staging: TempDir,
+    /// Its segments are made of older ones of the same log, full of frames.
+    reusing: bool,
+}
+
+/// An older segment of the log, written from end to end.
+fn old_segment() -> &'static [u8] {
+    static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
+    BYTES.get_or_init(|| {
+        let place = Place::reusing();
+        let (mut writer, shared, ..) = place.open();
+        let first = segment_path(&place.shard(), 0);
+        let mut model = Model::default();
+        while shared.rotations.get() < 2 {
+            model.append_all(&mut writer, 8, 900);
+            writer.flush().unwrap();
+        }
+        fs::read(first).unwrap()
+    })
 }
 
 impl Place {
@@ -32,12 +51,37 @@ impl Place {
         Place {
             store: tempfile::tempdir().unwrap(),
             staging: tempfile::tempdir_in("/dev/shm").unwrap(),
+            reusing: false,
+        }
+    }
+
+    fn reusing() -> Place {
+        Place {
+            reusing: true,
+            ..Place::new()
+        }
+    }
+
+    fn segment_size(&self) -> u64 {
+        // The smallest there is: more of them.
+        let commits = if self.reusing { 4 } else { 8 };
+        commits * COMMIT as u64
+    }
+
+    /// Gives the log old segments to make new ones of.
+    fn offer_old(&self, shared: &WalShared) {
+        for i in 0..2 {
+            let path = self.shard().join(format!("old-{i}.spare.tmp"));
+            if !path.exists() {
+                fs::write(&path, old_segment()).unwrap();
+                shared.offer(path);
+            }
         }
     }
 
     fn config(&self) -> WalConfig {
         WalConfig {
-            segment_size: 8 * COMMIT as u64,
+            segment_size: self.segment_size(),
             prepared_segments: 1,
             staging_size: 8 * COMMIT as u64,
             staging_dir: Some(self.staging.path().to_owned()),
@@ -57,7 +101,10 @@ impl Place {
 
     /// What a kill at this moment leaves: both folders as they are.
     fn copy(&self) -> Place {
-        let copy = Place::new();
+        let copy = Place {
+            reusing: self.reusing,
+            ..Place::new()
+        };
         copy_dir(self.store.path(), copy.store.path());
         copy_dir(self.staging.path(), copy.staging.path());
         // The note names the original's staging file, which lives on here.
@@ -202,14 +249,34 @@ fn read_all(reader: &mut LogReader, key: PartitionKey, max: usize) -> Vec<Vec<u8
 
 #[test]
 fn what_was_written_comes_back_after_a_clean_stop() {
-    let place = Place::new();
+    writes_and_reads(&Place::new());
+}
+
+#[test]
+fn what_was_written_over_older_segments_comes_back() {
+    let place = Place::reusing();
+    writes_and_reads(&place);
+    let reused = |base: &u64| {
+        let bytes = fs::read(segment_path(&place.shard(), *base)).unwrap();
+        SegmentHeader::decode(&bytes).is_ok_and(|h| h.reused)
+    };
+    let bases = list_segments(&place.shard()).unwrap();
+    assert!(bases.iter().filter(|base| reused(base)).count() > 3);
+}
+
+fn writes_and_reads(place: &Place) {
     let mut model = Model::default();
     for round in 0..3 {
         let (mut writer, shared, report, log) = place.open();
         assert_eq!(log.batches, model.all());
         assert_eq!(report.clean, round > 0);
         assert_eq!(report.cut, None);
-        model.append_all(&mut writer, 400, 3000);
+        for _ in 0..40 {
+            if place.reusing {
+                place.offer_old(&shared);
+            }
+            model.append_all(&mut writer, 10, 3000);
+        }
         writer.flush().unwrap();
         let mut live = LogReader::live(shared);
         for p in 0..3 {
@@ -299,6 +366,9 @@ fn frames_of(shard: &Path) -> Vec<(PathBuf, u64, FrameHeader)> {
             let Ok(header) = FrameHeader::decode(&bytes[at..], (bytes.len() - at) as u64) else {
                 break;
             };
+            if header.lsn != base + at as u64 {
+                break;
+            }
             frames.push((path.clone(), at as u64, header));
             at += header.size();
         }
@@ -315,9 +385,27 @@ enum Hurt {
 /// frame when nothing behind shows that it had been durable, and refuses otherwise, naming the place.
 #[test]
 fn recovery_ends_exactly_at_a_torn_frame() {
-    let place = Place::new();
-    let (mut writer, _, _, _) = place.open();
+    tear_everywhere(&Place::new());
+}
+
+/// The same in a segment that was an older one, whose frames lie behind the log's end.
+#[test]
+fn recovery_ends_exactly_at_a_torn_frame_before_older_ones() {
+    tear_everywhere(&Place::reusing());
+}
+
+fn tear_everywhere(place: &Place) {
+    let (mut writer, shared, _, _) = place.open();
     let mut model = Model::default();
+    if place.reusing {
+        place.offer_old(&shared);
+        // The first two were made before there were any to reuse.
+        while shared.rotations.get() < 3 {
+            model.append_all(&mut writer, 1, 700);
+            writer.flush().unwrap();
+        }
+    }
+    drop(shared);
     for _ in 0..5 {
         model.append_all(&mut writer, 6, 700);
         writer.flush().unwrap();
@@ -333,9 +421,15 @@ fn recovery_ends_exactly_at_a_torn_frame() {
     drop(writer);
     fs::remove_file(place.staging_file()).unwrap();
     fs::remove_file(place.shard().join("staging.json")).unwrap();
-    let frames = frames_of(&place.shard());
-    assert_eq!(frames.len(), 8);
-    assert_eq!(frames[7].2.seq, last.0);
+    let mut frames = frames_of(&place.shard());
+    assert!(place.reusing || frames.len() == 8);
+    frames.drain(..frames.len() - 8);
+    let last_seq = last.0;
+    assert_eq!(frames[7].2.seq, last_seq);
+    let (first, last) = (&frames[0].0, &frames[7].0);
+    assert_eq!(first, last, "one segment holds them");
+    let header = SegmentHeader::decode(&fs::read(first).unwrap()).unwrap();
+    assert_eq!(header.reused, place.reusing);
     let mut cut = 0;
     let mut refused = 0;
     for (path, at, header) in &frames[3..] {
@@ -346,8 +440,7 @@ fn recovery_ends_exactly_at_a_torn_frame() {
                     .write(true)
                     .open(path)
                     .unwrap();
-                let mut whole = vec![0; (128 << 10) as usize];
-                file.read_exact_at(&mut whole, 0).unwrap();
+                let whole = fs::read(path).unwrap();
                 let from = (at + sector) as usize;
                 match hurt {
                     Hurt::Zero if whole[from..from + 512].iter().all(|&b| b == 0) => continue,
@@ -365,13 +458,28 @@ fn recovery_ends_exactly_at_a_torn_frame() {
                         assert!(!known);
                         cut += 1;
                         assert_eq!(report.last_seq, header.seq - 1);
-                        let report_cut = report.cut.unwrap();
-                        assert_eq!((&report_cut.path, report_cut.position), (path, *at));
+                        // Of the last frame without its beginning nothing shows that it was there.
+                        let gone = place.reusing
+                            && header.seq == last_seq
+                            && sector == 0
+                            && matches!(hurt, Hurt::Zero);
+                        match report.cut {
+                            Some(cut) => assert_eq!((&cut.path, cut.position), (path, *at)),
+                            None => assert!(gone),
+                        }
                         assert_eq!(log.batches, model.log(FrameSeq(header.seq - 1)));
                         drop((writer, shared));
                         // Nothing stale remains to be taken for a continuation.
                         let rest = fs::read(path).unwrap();
-                        assert!(rest[*at as usize..].iter().all(|&b| b == 0));
+                        if place.reusing {
+                            let base = header.lsn - at;
+                            for at in (*at as usize..rest.len()).step_by(FRAME_ALIGN) {
+                                let lsn = base + at as u64;
+                                assert!(!FrameHeader::lies_here(&rest[at..], ID, lsn));
+                            }
+                        } else {
+                            assert!(rest[*at as usize..].iter().all(|&b| b == 0));
+                        }
                     }
                     Err(WalError::Damaged {
                         path: p, position, ..
@@ -791,14 +899,21 @@ fn tear(place: &Place, durable: u64, seed: u64) {
         if header.seq <= durable {
             continue;
         }
+        let reused = SegmentHeader::decode(&fs::read(&path).unwrap()).is_ok_and(|h| h.reused);
         let file = OpenOptions::new().write(true).open(path).unwrap();
+        let zeros = vec![0; header.size()];
+        // What lay there before.
+        let before = match reused {
+            true => &old_segment()[at as usize..][..header.size()],
+            false => &zeros,
+        };
         match draw() % 4 {
             0 => {}
-            1 => file.write_all_at(&vec![0; header.size()], at).unwrap(),
+            1 => file.write_all_at(before, at).unwrap(),
             _ => {
-                for sector in (0..header.size() as u64).step_by(512) {
+                for (i, sector) in before.chunks(512).enumerate() {
                     if draw() % 3 == 0 {
-                        file.write_all_at(&[0; 512], at + sector).unwrap();
+                        file.write_all_at(sector, at + i as u64 * 512).unwrap();
                     }
                 }
             }
@@ -832,13 +947,17 @@ proptest! {
     #[test]
     fn a_kill_or_a_power_cut_loses_nothing_acknowledged(
         rounds in prop::collection::vec((acts(), any::<u64>()), 1..3),
+        reusing in any::<bool>(),
     ) {
-        let mut place = Place::new();
+        let mut place = if reusing { Place::reusing() } else { Place::new() };
         let mut model = Model::default();
         for (acts, seed) in rounds {
             let (mut writer, shared, _, log) = place.open();
             prop_assert!(log.snapshot.is_empty() || !log.batches.is_empty() || !model.entries.is_empty());
             for act in acts {
+                if reusing {
+                    place.offer_old(&shared);
+                }
                 match act {
                     Act::Append { partition, size } => {
                         let _ = model.append(&mut writer, partition, size);

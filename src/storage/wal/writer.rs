@@ -299,7 +299,7 @@ impl WalWriter {
         let mut first = None;
         if tail_room < (config.commit_size + FRAME_ALIGN) as u64 {
             let path = segment_path(&dir, next_base);
-            let file = match create_zeroed(&path, config.segment_size, None, || true) {
+            let file = match create_zeroed(&path, config.segment_size, || true) {
                 Ok(file) => Some(file),
                 // With a log to read the store opens, refusing writes until there is space.
                 Err(e) if is_full(&e) && recovered.tail.is_some() => None,
@@ -323,6 +323,7 @@ impl WalWriter {
                     path,
                     base: next_base,
                     size: config.segment_size,
+                    reused: false,
                 });
                 next_base += config.segment_size;
             }
@@ -630,6 +631,7 @@ impl WalWriter {
             size: prepared.size,
             first_seq: self.next_seq,
             prev_crc: self.prev_crc,
+            reused: prepared.reused,
         }
         .encode(&mut header);
         let number = self.next_segment;
