@@ -6,6 +6,8 @@
 
 #![allow(dead_code)] // each test binary uses a part
 
+pub mod kafka;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
