@@ -3,23 +3,42 @@
 #
 # usage: scripts/kafka-clients.sh
 #
-# Python's clients by pip into a venv of their own, Node's by npm where there is a node; the versions are pinned
-# in tests/kafka/. Can be run again; does nothing where they are there.
+# Python's clients by pip into a venv of their own. Where their languages are there: kafkajs by npm, franz-go
+# (Go 1.24 or newer), Kafka's own Java clients (JDK 17 or newer and Maven); what is left out is said. The versions
+# are pinned in tests/kafka/. Can be run again; does nothing where they are there.
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
-clients=target/kafka-clients
-wanted=$(cat tests/kafka/requirements.txt tests/kafka/package.json | sha256sum)
+clients=$PWD/target/kafka-clients
+have() { command -v "$1" >/dev/null; }
+languages=python
+have npm && languages+=" node"
+# The Go that a Debian has may be older.
+if have go && go version | grep -qE 'go1\.(2[4-9]|[3-9][0-9])'; then languages+=" go"; fi
+if have javac && have mvn; then languages+=" java"; fi
+wanted=$({
+    echo "$languages"
+    cat tests/kafka/requirements.txt tests/kafka/package.json tests/kafka/franz/* tests/kafka/java/*
+} | sha256sum)
 [[ -f $clients/installed && $(<"$clients/installed") == "$wanted" ]] && exit 0
 
-say "installing Kafka clients for the tests"
+say "installing Kafka clients for the tests ($languages)"
+rm -rf "$clients/franz" "$clients/java"
 [[ -x $clients/bin/pip ]] || /usr/bin/python3 -m venv "$clients"
 "$clients/bin/pip" install --quiet --disable-pip-version-check -r tests/kafka/requirements.txt
-if command -v npm >/dev/null; then
+if [[ $languages == *node* ]]; then
     cp tests/kafka/package.json "$clients/package.json"
     npm install --prefix "$clients" --silent --no-fund --no-audit >/dev/null
+fi
+if [[ $languages == *go* ]]; then
+    (cd tests/kafka/franz && go build -o "$clients/franz" .)
+fi
+if [[ $languages == *java* ]]; then
+    mvn -q -B -f tests/kafka/java/pom.xml dependency:copy-dependencies -DincludeScope=runtime \
+        -DoutputDirectory="$clients/java" >/dev/null
+    javac -d "$clients/java" -cp "$clients/java/*" tests/kafka/java/Cases.java
 fi
 echo "$wanted" >"$clients/installed"

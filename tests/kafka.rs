@@ -78,17 +78,13 @@ fn clients() -> PathBuf {
     path
 }
 
-/// Starts a script with the server's address; its output goes to a file.
-fn script(program: &Path, name: &str, address: &str, log: &Path) -> std::process::Child {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/kafka")
-        .join(name);
+/// A client with its cases, as scripts/kafka-clients.sh installed them; its output goes to a file.
+fn start(command: &[&Path], address: &str, log: &Path) -> std::process::Child {
     let file = std::fs::File::create(log).unwrap();
     // A guard against hangs.
     Command::new("timeout")
         .arg("600")
-        .arg(program)
-        .arg(script)
+        .args(command)
         .arg(address)
         .env("NODE_PATH", clients().join("node_modules"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
@@ -103,17 +99,40 @@ fn script(program: &Path, name: &str, address: &str, log: &Path) -> std::process
 fn every_client_against_one_server() {
     let kafka = Kafka::start("");
     let folder = tempfile::tempdir().unwrap();
-    let python = clients().join("bin/python");
+    let clients = clients();
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kafka");
+    let python = clients.join("bin/python");
+    let franz = clients.join("franz");
+    let java = clients.join("java");
+    let classes = PathBuf::from(format!("{0}:{0}/*", java.display()));
     let mut running = Vec::new();
-    for (program, name) in [
-        (python.as_path(), "confluent.py"),
-        (python.as_path(), "kafka_python.py"),
-        (python.as_path(), "aio.py"),
-        (Path::new("node"), "kafkajs.js"),
-    ] {
+    let mut run = |name: &'static str, needs: &Path, command: &[&Path]| {
+        if !needs.exists() {
+            println!("{name}: not run, scripts/kafka-clients.sh did not find its language");
+            return;
+        }
         let log = folder.path().join(name);
-        running.push((name, script(program, name, &kafka.address, &log), log));
+        running.push((name, start(command, &kafka.address, &log), log));
+    };
+    for name in ["confluent.py", "kafka_python.py", "aio.py"] {
+        run(name, &python, &[&python, &scripts.join(name)]);
     }
+    run(
+        "kafkajs.js",
+        &clients.join("node_modules"),
+        &[Path::new("node"), &scripts.join("kafkajs.js")],
+    );
+    run("franz-go", &franz, &[&franz]);
+    run(
+        "java",
+        &java,
+        &[
+            Path::new("java"),
+            Path::new("-cp"),
+            &classes,
+            Path::new("Cases"),
+        ],
+    );
     let mut failures = String::new();
     for (name, mut child, log) in running {
         let status = child.wait().unwrap();
