@@ -281,6 +281,8 @@ pub(crate) fn open_segment(
         || header.base != base
         || header.size < (SEGMENT_HEADER + FRAME_ALIGN) as u64
         || header.base.checked_add(header.size).is_none()
+        // No log comes that far: its sequences cannot overflow.
+        || header.first_seq > u64::MAX / 2
     {
         return Err(bad(SegmentError::Foreign));
     }

@@ -329,7 +329,7 @@ fn verify_shard(
                 if std::mem::take(&mut first) {
                     report.segments += 1;
                 }
-                next_seq = Some(frame.seq + 1);
+                next_seq = Some(frame.seq.saturating_add(1));
                 max_durable = max_durable.max(frame.durable);
                 clean = frame.clean;
                 report.frames += 1;

@@ -219,7 +219,7 @@ fn find_chain(reader: &mut FrameReader, headers: &[SegmentHeader]) -> Result<Cha
         let proven = chain
             .walks
             .iter()
-            .any(|w| w.max_durable + 1 >= header.first_seq);
+            .any(|w| w.max_durable >= header.first_seq.saturating_sub(1));
         if i == 0 || (proven && chain.snapshot.is_some()) {
             break;
         }
