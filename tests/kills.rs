@@ -751,15 +751,53 @@ fn wait_for_answers(shared: &Shared, count: u64) {
     });
 }
 
+fn at_rest(shared: &Shared) -> bool {
+    let parties = shared.parties.iter();
+    parties
+        .map(|party| party.ledger.lock().unwrap().outstanding)
+        .all(|outstanding| outstanding == 0)
+}
+
+impl Shared {
+    fn retransmissions(&self) -> u64 {
+        let parties = self.parties.iter();
+        parties
+            .map(|party| party.ledger.lock().unwrap().retransmissions)
+            .sum()
+    }
+
+    /// A line for each producer.
+    fn describe(&self) -> String {
+        let mut text = String::new();
+        for party in &self.parties {
+            let ledger = party.ledger.lock().unwrap();
+            text.push_str(&format!(
+                "producer {} ({:?}): {} outstanding, troubles {:?}\n",
+                party.number, party.acks, ledger.outstanding, ledger.troubles
+            ));
+        }
+        text
+    }
+}
+
 /// Lets the producers come to rest, checks the server's accounts, stops it and reads its whole log.
 fn settle_and_check(server: &mut Server, shared: &Shared, audit: &mut Audit) {
     shared.command.store(PAUSE, Ordering::Release);
-    wait_until("all acknowledgements", || {
-        shared
-            .parties
-            .iter()
-            .all(|party| party.ledger.lock().unwrap().outstanding == 0)
-    });
+    let start = Instant::now();
+    while !at_rest(shared) {
+        if start.elapsed() > PATIENCE {
+            let before = shared.retransmissions();
+            // Do the producers still try?
+            std::thread::sleep(Duration::from_secs(3));
+            panic!(
+                "producers do not come to rest:\n{}{} retransmissions in the last 3 s\n{:#?}",
+                shared.describe(),
+                shared.retransmissions() - before,
+                server.stats()
+            );
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
     // Whether what was acknowledged is there is for the audit to say.
     server.settled(0);
     server.stop();
