@@ -1,4 +1,4 @@
-//! The tools for a store's files, on files that `taffrail serve` wrote: inspect, verify, repair.
+//! The tools for a store's files, on files that `taffrail serve` wrote: inspect, verify, repair, backup.
 
 mod support;
 
@@ -7,6 +7,7 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use support::{Server, wait_until};
 
@@ -23,6 +24,13 @@ struct Kafka {
 
 impl Kafka {
     fn start() -> Self {
+        let mut kafka = Self::prepare();
+        kafka.server.restart();
+        kafka
+    }
+
+    /// Not yet started.
+    fn prepare() -> Self {
         let folder = tempfile::tempdir().unwrap();
         // Free a moment ago; the server asks for it again at once, and after each restart.
         let port = TcpListener::bind("127.0.0.1:0")
@@ -34,9 +42,10 @@ impl Kafka {
         let tables = format!(
             "[kafka]\nlisten = [\"{address}\"]\n[[topic]]\nname = \"orders\"\npartitions = {PARTITIONS}\n"
         );
-        let server = Server::start(
+        let server = Server::prepare(
             folder.path(),
             None,
+            Path::new("/dev/shm"),
             "segment_size = \"4MiB\"\nshards = 1",
             &tables,
         );
@@ -48,32 +57,12 @@ impl Kafka {
         }
     }
 
-    /// Sends `count` messages of some 300 bytes to each partition; all are acknowledged on return.
+    /// Sends `count` messages to each partition; all are acknowledged on return.
     fn send(&mut self, count: usize) {
         for partition in 0..PARTITIONS {
-            let values = self.sent.entry(partition).or_default();
-            let new: Vec<String> = (values.len()..values.len() + count)
-                .map(|n| {
-                    let noise: String = (0..30)
-                        .map(|i| format!("{:08x}", (n as u64 * 2654435761 + i * 40503) as u32))
-                        .collect();
-                    format!("order {n} of {partition} {noise}")
-                })
-                .collect();
-            let mut child = Command::new("kcat")
-                .args(["-b", &self.address, "-P", "-t", "orders", "-K", "|"])
-                .args(["-p", &partition.to_string(), "-H", "origin=test"])
-                .args(["-X", "batch.size=65536"])
-                .stdin(Stdio::piped())
-                .spawn()
-                .expect("kcat is installed by scripts/install-deps.sh --test");
-            let mut input = child.stdin.take().unwrap();
-            for value in &new {
-                writeln!(input, "key {}|{value}", value.len() % 7).unwrap();
-            }
-            drop(input);
-            assert!(child.wait().unwrap().success());
-            values.extend(new);
+            let sent = self.sent.entry(partition).or_default();
+            produce(&self.address, partition, sent.len(), count);
+            sent.extend((sent.len()..sent.len() + count).map(|n| value(partition, n)));
         }
     }
 
@@ -93,21 +82,50 @@ impl Kafka {
 
     /// Every message that was acknowledged, from the files of the stopped server in `store`.
     fn check(&self, store: &Path) {
-        for (partition, values) in &self.sent {
-            let output = taffrail(&[
-                "read",
-                "orders",
-                "--partition",
-                &partition.to_string(),
-                "--data",
-                store.to_str().unwrap(),
-            ]);
-            let text = success(&output);
-            let lines: Vec<&str> = text.lines().collect();
+        for (&partition, values) in &self.sent {
+            let lines = read(store, partition);
             assert_eq!(lines.len(), values.len(), "partition {partition}");
-            assert!(lines.iter().eq(values.iter()), "partition {partition}");
+            assert!(lines.iter().eq(values), "partition {partition}");
         }
     }
+}
+
+/// Message `n` of a partition: some 300 bytes.
+fn value(partition: u32, n: usize) -> String {
+    let noise: String = (0..30)
+        .map(|i| format!("{:08x}", (n as u64 * 2654435761 + i * 40503) as u32))
+        .collect();
+    format!("order {n} of {partition} {noise}")
+}
+
+/// Sends messages `from` to `from + count` of a partition; all are acknowledged on return.
+fn produce(address: &str, partition: u32, from: usize, count: usize) {
+    let mut child = Command::new("kcat")
+        .args(["-b", address, "-P", "-t", "orders", "-K", "|"])
+        .args(["-p", &partition.to_string(), "-H", "origin=test"])
+        .args(["-X", "batch.size=65536"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("kcat is installed by scripts/install-deps.sh --test");
+    let mut input = child.stdin.take().unwrap();
+    for n in from..from + count {
+        writeln!(input, "key {}|{}", n % 7, value(partition, n)).unwrap();
+    }
+    drop(input);
+    assert!(child.wait().unwrap().success());
+}
+
+/// Messages of a partition, from the files of a stopped server.
+fn read(store: &Path, partition: u32) -> Vec<String> {
+    let output = taffrail(&[
+        "read",
+        "orders",
+        "--partition",
+        &partition.to_string(),
+        "--data",
+        store.to_str().unwrap(),
+    ]);
+    success(&output).lines().map(str::to_owned).collect()
 }
 
 /// Files of a folder whose name begins with `prefix`, in order.
@@ -311,4 +329,120 @@ fn a_store_without_its_manifest_is_repaired() {
     kafka.server.stop();
     success(&taffrail(&["verify", store]));
     kafka.check(&data);
+}
+
+#[test]
+fn backups_of_a_server_under_load_have_all_that_was_acknowledged() {
+    let mut kafka = Kafka::start();
+    kafka.fill();
+    let config = kafka.server.config_path().to_str().unwrap().to_owned();
+    let folder = kafka.folder.path().to_owned();
+    let acknowledged: Vec<AtomicUsize> = (0..PARTITIONS)
+        .map(|p| AtomicUsize::new(kafka.sent[&p].len()))
+        .collect();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for partition in 0..PARTITIONS {
+            let (address, done, acknowledged) = (&kafka.address, &done, &acknowledged);
+            scope.spawn(move || {
+                let count = &acknowledged[partition as usize];
+                while !done.load(Ordering::Relaxed) {
+                    let from = count.load(Ordering::Relaxed);
+                    produce(address, partition, from, 2000);
+                    count.store(from + 2000, Ordering::Release);
+                }
+            });
+        }
+        // Ends the load also where something below fails.
+        struct Done<'a>(&'a AtomicBool);
+        impl Drop for Done<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let _done = Done(&done);
+        for round in 0..5 {
+            let before: Vec<usize> = acknowledged
+                .iter()
+                .map(|n| n.load(Ordering::Acquire))
+                .collect();
+            let (backup, store) = (
+                folder.join(format!("backup{round}")),
+                folder.join(format!("restored{round}")),
+            );
+            let (backup, path) = (backup.to_str().unwrap(), store.to_str().unwrap());
+            let said = success(&taffrail(&["backup", backup, "--config", &config]));
+            assert!(!said.contains(" 0 linked"), "{said}");
+            let said = success(&taffrail(&["restore", backup, path]));
+            assert!(said.contains("checked: "), "{said}");
+            success(&taffrail(&["verify", path]));
+            for (partition, &count) in (0..).zip(&before) {
+                let read = read(&store, partition);
+                assert!(
+                    read.len() >= count,
+                    "round {round} partition {partition}: {} of {count}",
+                    read.len()
+                );
+                let all = (0..read.len()).map(|n| value(partition, n));
+                assert!(read.iter().cloned().eq(all), "round {round}");
+            }
+        }
+    });
+
+    // Refusals.
+    let backup = folder.join("backup4");
+    let other = folder.join("other");
+    let text = failure(&taffrail(&[
+        "backup",
+        backup.to_str().unwrap(),
+        "--config",
+        &config,
+    ]));
+    assert!(text.contains("is not empty"), "{text}");
+    let inside = kafka.server.data().join("backup");
+    let inside = inside.to_str().unwrap();
+    let text = failure(&taffrail(&["backup", inside, "--config", &config]));
+    assert!(text.contains("own folder"), "{text}");
+    assert!(!Path::new(inside).exists());
+    let data = kafka.server.data();
+    let (data, other) = (data.to_str().unwrap(), other.to_str().unwrap());
+    let text = failure(&taffrail(&["restore", data, other]));
+    assert!(text.contains("no complete backup"), "{text}");
+    let text = failure(&taffrail(&["backup", other, "--data", data]));
+    assert!(text.contains("in use by another process"), "{text}");
+
+    // A copy beside the server that it was made of must not take that one's staging file.
+    let twin = folder.join("twin");
+    std::fs::create_dir(&twin).unwrap();
+    let twin_config = twin.join("taffrail.toml");
+    let text = std::fs::read_to_string(kafka.server.config_path())
+        .unwrap()
+        .replace(data, folder.join("restored4").to_str().unwrap());
+    std::fs::write(&twin_config, text).unwrap();
+    let serve = ["serve", "--config", twin_config.to_str().unwrap()];
+    let text = failure(&taffrail(&serve));
+    assert!(text.contains("in use by a running server"), "{text}");
+
+    // A killed server's store may lack what was in memory; a stopped one's is copied as it is.
+    kafka.server.kill();
+    let text = failure(&taffrail(&["backup", other, "--data", data]));
+    assert!(text.contains("not stopped cleanly"), "{text}");
+    kafka.server.restart();
+    kafka.server.stop();
+    success(&taffrail(&["backup", other, "--data", data]));
+
+    // A server starts from it.
+    let mut second = Kafka::prepare();
+    second.sent = (0..PARTITIONS)
+        .map(|p| (p, read(Path::new(data), p)))
+        .collect();
+    let store = second.server.data();
+    success(&taffrail(&["restore", other, store.to_str().unwrap()]));
+    second.server.restart();
+    second.send(6000);
+    second.server.stop();
+    success(&taffrail(&["verify", store.to_str().unwrap()]));
+    second.check(&store);
+    // What it did with its files has left the backup alone.
+    success(&taffrail(&["verify", other]));
 }

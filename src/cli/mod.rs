@@ -3,6 +3,7 @@
 //! Results go to standard output, progress and the log to standard error, so that output can be
 //! piped. Exit codes: 0 done, 1 failed, 2 wrong usage (clap's).
 
+mod backup;
 mod check;
 mod inspect;
 pub mod produce;
@@ -18,6 +19,7 @@ use std::error::Error;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, UNIX_EPOCH};
 
 use clap::{Parser, Subcommand};
 
@@ -47,6 +49,8 @@ enum Command {
     Verify(verify::Args),
     Inspect(inspect::Args),
     Repair(repair::Args),
+    Backup(backup::Args),
+    Restore(backup::RestoreArgs),
 }
 
 /// Runs the subcommand and reports its error as one line.
@@ -63,6 +67,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Repair(args) => repair::run(&args),
+        Command::Backup(args) => backup::run(&args),
+        Command::Restore(args) => backup::restore(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -100,6 +106,12 @@ fn start_log() {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
+}
+
+/// A time in Unix milliseconds, for people.
+fn rfc3339(unix_ms: i64) -> String {
+    let time = UNIX_EPOCH + Duration::from_millis(u64::try_from(unix_ms).unwrap_or(0));
+    humantime::format_rfc3339_millis(time).to_string()
 }
 
 /// How to find the running server.

@@ -7,12 +7,16 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+use crate::storage::backup::Note;
+
 use super::protocol::{
     Answer, MAX_READ, Position, ReadAnswer, Request, Stats, TopicChange, TopicInfo,
 };
 
 /// A server that takes longer than this to answer hangs.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// A copy to another disk may take so long.
+const BACKUP_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 /// Why no answer came.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +80,16 @@ impl ControlClient {
     /// Changes topics; it is durable and in force on return.
     pub fn change(&mut self, change: TopicChange) -> Result<(), ControlError> {
         self.ask(&Request::Change(change))
+    }
+
+    /// Copies the store to the folder `to`, an absolute path. Takes as long as copying the log does.
+    pub fn backup(&mut self, to: &Path) -> Result<Note, ControlError> {
+        self.stream
+            .get_ref()
+            .set_read_timeout(Some(BACKUP_TIMEOUT))?;
+        let note = self.ask(&Request::Backup { to: to.to_owned() });
+        self.stream.get_ref().set_read_timeout(Some(TIMEOUT))?;
+        note
     }
 
     /// Appends whole record batches from position `from` on to `out`; at most `max_bytes` bytes, or

@@ -33,6 +33,11 @@ pub enum Request {
     },
     /// A change of the topics: answered with nothing, when it is durable and in force.
     Change(TopicChange),
+    /// A copy of the store: answered with a [`Note`](crate::storage::backup::Note) when it is complete.
+    Backup {
+        /// The folder to make, an absolute path.
+        to: std::path::PathBuf,
+    },
 }
 
 /// A change of a running server's topics.

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::storage::backup::Note;
+
 use super::protocol::{
     Answer, MAX_READ, MAX_REQUEST, Position, ReadAnswer, Request, Stats, TopicChange, TopicInfo,
 };
@@ -32,6 +34,9 @@ pub type ReadFn =
 /// A change of the topics.
 pub type ChangeFn = dyn Fn(TopicChange) -> Result<(), String> + Send + Sync;
 
+/// Copies the store to a folder.
+pub type BackupFn = dyn Fn(&Path) -> Result<Note, String> + Send + Sync;
+
 /// What the server can answer.
 pub struct Answers {
     /// Takes a snapshot of the counters.
@@ -42,6 +47,8 @@ pub struct Answers {
     pub read: Box<ReadFn>,
     /// Changes topics.
     pub change: Box<ChangeFn>,
+    /// Copies the store.
+    pub backup: Box<BackupFn>,
 }
 
 /// A listening control socket. Dropping it stops its threads and removes the socket.
@@ -194,6 +201,10 @@ fn serve(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
                 Ok(()) => send(stream, &Answer::Ok(()), &[])?,
                 Err(reason) => send(stream, &Answer::<()>::Error(reason), &[])?,
             },
+            Ok(Request::Backup { to }) => match (shared.answers.backup)(&to) {
+                Ok(note) => send(stream, &Answer::Ok(note), &[])?,
+                Err(reason) => send(stream, &Answer::<()>::Error(reason), &[])?,
+            },
             Ok(Request::Read {
                 topic,
                 partition,
@@ -232,6 +243,7 @@ mod tests {
             }),
             topics: Box::new(Vec::new),
             change: Box::new(|change| Err(format!("no: {change:?}"))),
+            backup: Box::new(|to| Err(format!("not to {}", to.display()))),
             read: Box::new(|topic, partition, from, most, out| {
                 if topic != "t" {
                     return Err(format!("no topic \"{topic}\""));
@@ -280,6 +292,8 @@ mod tests {
         assert!(text.contains("not understood") && text.contains("at most"));
 
         assert_eq!(client.topics().unwrap(), []);
+        let refused = client.backup(Path::new("/there"));
+        assert!(matches!(refused, Err(ControlError::Refused(reason)) if reason == "not to /there"));
         let second = ControlServer::start(&path, answers());
         assert_eq!(
             second.err().map(|e| e.kind()),

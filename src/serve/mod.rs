@@ -190,7 +190,7 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
     };
     let control = ControlServer::start(
         &config.control_socket,
-        stats::answers(&sources, &store.shared, &store.stores),
+        stats::answers(&sources, &store.shared, &store.stores, &config.storage.path),
     )
     .map_err(|e| format!("control socket {}: {e}", config.control_socket.display()))?;
     tracing::info!(

@@ -1,7 +1,8 @@
 //! Snapshots of everything that is counted, and the answers of the control socket.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_queue::ArrayQueue;
 
@@ -17,6 +18,7 @@ use crate::control::server::Answers;
 use crate::net::rx::Place;
 use crate::net::{DropReason, Handled};
 use crate::shard::GapReport;
+use crate::storage::backup;
 use crate::storage::lsm::Store;
 use crate::storage::reader::LogReader;
 use crate::storage::{TopicSpec, WalShared, WalState};
@@ -239,11 +241,36 @@ fn shard(number: usize, view: &ShardView) -> ShardStats {
     }
 }
 
+/// How long a backup waits for what was acknowledged with `acks=1` to be on disk.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// Waits until all that is stored now is durable.
+fn settle(topics: &Topics) -> Result<(), String> {
+    let since = Instant::now();
+    let snapshot = topics.snapshot();
+    let partitions = || snapshot.all().iter().flat_map(|topic| &topic.partitions);
+    let ends: Vec<i64> = partitions().map(|p| p.stats.log_end()).collect();
+    while partitions()
+        .zip(&ends)
+        .any(|(partition, &end)| partition.stats.high_watermark() < end)
+    {
+        if since.elapsed() > SETTLE {
+            return Err(format!(
+                "what the server has taken did not become durable within {} s: see the shards' states in `taffrail stats`",
+                SETTLE.as_secs()
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
 /// What the control socket answers.
 pub(super) fn answers(
     sources: &Arc<Sources>,
     shared: &[Arc<WalShared>],
     stores: &[Arc<Store>],
+    folder: &Path,
 ) -> Answers {
     let readers: Arc<Vec<Mutex<LogReader>>> = Arc::new(
         shared
@@ -256,6 +283,12 @@ pub(super) fn answers(
     );
     let stats = Arc::clone(sources);
     let (topics, readers_of_topics) = (Arc::clone(&sources.topics), Arc::clone(&readers));
+    let (logs, files, backup_topics) = (
+        shared.to_vec(),
+        stores.to_vec(),
+        Arc::clone(&sources.topics),
+    );
+    let folder = folder.to_owned();
     let (read_topics, change_topics) = (Arc::clone(&sources.topics), Arc::clone(&sources.topics));
     Answers {
         stats: Box::new(move || stats.snapshot()),
@@ -282,6 +315,15 @@ pub(super) fn answers(
             let partition = find(&read_topics.snapshot(), topic, partition)?;
             let mut reader = lock(&readers[usize::from(partition.place.shard)]);
             crate::control::read(&mut reader, partition.key, from, max_bytes, out)
+        }),
+        backup: Box::new(move |to| {
+            settle(&backup_topics)?;
+            let shards: Vec<backup::Running> = logs
+                .iter()
+                .zip(&files)
+                .map(|(log, store)| backup::Running { log, store })
+                .collect();
+            backup::running(&folder, &shards, to).map_err(|error| error.to_string())
         }),
         change: Box::new(move |change| {
             let changed = match change {

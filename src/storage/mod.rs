@@ -4,6 +4,7 @@
 //! shard's log: its writer and its recovery; [`reader`] reads it back by offset and time, from a
 //! running server or from files; [`verify`] and [`inspect`] look at the files themselves.
 
+pub mod backup;
 pub mod catalog;
 mod frames;
 pub mod index;

@@ -11,9 +11,8 @@ mod sst;
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
 
-use super::CliResult;
+use super::{CliResult, rfc3339 as time};
 use crate::storage::Catalog;
 use crate::storage::lsm::manifest::MANIFEST_MAGIC;
 use crate::storage::lsm::sst::format::SST_MAGIC;
@@ -125,12 +124,6 @@ impl Names {
             None => format!("topic {id}"),
         }
     }
-}
-
-/// A time in Unix milliseconds, for people.
-fn time(unix_ms: i64) -> String {
-    let time = UNIX_EPOCH + Duration::from_millis(u64::try_from(unix_ms).unwrap_or(0));
-    humantime::format_rfc3339_millis(time).to_string()
 }
 
 fn line(value: &serde_json::Value, out: &mut impl Write) -> CliResult {

@@ -280,6 +280,17 @@ impl Store {
         Arc::clone(&lock(&self.view))
     }
 
+    /// What is durable in the manifest, and the view of it, which keeps its files for as long as it lives.
+    pub fn state(&self) -> Result<(State, Arc<View>), StoreError> {
+        let Some(manifest) = &self.manifest else {
+            return Err(StoreError::ReadOnly {
+                dir: self.dir.clone(),
+            });
+        };
+        let manifest = lock(manifest);
+        Ok((manifest.state().clone(), self.view()))
+    }
+
     /// Makes an edit durable and shows it.
     pub fn commit(&self, edit: &Edit) -> Result<(), StoreError> {
         let Some(manifest) = &self.manifest else {

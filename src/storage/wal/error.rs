@@ -64,6 +64,14 @@ pub enum WalError {
         /// The file.
         path: PathBuf,
     },
+    /// A running server uses the staging file.
+    #[error(
+        "the staging file {path} is in use by a running server: this store is a copy of that server's, with the same id. Set another [storage] staging_dir for this one"
+    )]
+    StagingInUse {
+        /// The file.
+        path: PathBuf,
+    },
     /// The staging file does not continue the log.
     #[error(
         "the staging file {path} does not continue the log: {reason}. It holds acknowledged messages; if the store's folder was restored from a backup, move the staging file away"

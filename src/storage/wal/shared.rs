@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use crossbeam_queue::ArrayQueue;
 
@@ -59,6 +59,8 @@ pub struct WalShared {
     index: LogIndex,
     /// Files of segments that nobody needs any more, to be used again.
     recycled: ArrayQueue<PathBuf>,
+    /// Held for reading by whoever copies segments, for writing while one is given away.
+    hold: RwLock<()>,
     /// Commits that the disk completed.
     pub commits: Counter,
     /// Bytes of frames made durable, padding included.
@@ -94,6 +96,7 @@ impl WalShared {
             staging,
             pinned: AtomicUsize::new(0),
             recycled: ArrayQueue::new(RECYCLED),
+            hold: RwLock::new(()),
             commits: Counter::new(),
             committed_bytes: Counter::new(),
             rotations: Counter::new(),
@@ -158,8 +161,9 @@ impl WalShared {
     }
 
     /// The segment at `base` is in the store's files: its own becomes a later segment or goes. Not before
-    /// the index has let go of it and recovery no longer begins in it.
+    /// the index has let go of it and recovery no longer begins in it. Waits while segments are held.
     pub(crate) fn recycle(&self, base: u64) -> io::Result<()> {
+        let _alone = self.hold.write().unwrap_or_else(PoisonError::into_inner);
         let path = segment_path(&self.dir, base);
         // Recovery removes what has this extension.
         let spare = path.with_extension("spare.tmp");
@@ -174,6 +178,12 @@ impl WalShared {
     #[cfg(all(test, not(loom)))]
     pub(super) fn offer(&self, spare: PathBuf) {
         let _ = self.recycled.push(spare);
+    }
+
+    /// Keeps all segments that there are as they are, but for what is appended, while the guard lives. Maintenance may
+    /// wait for it; the writer does not.
+    pub(crate) fn hold_segments(&self) -> RwLockReadGuard<'_, ()> {
+        self.hold.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A file to make the next segment of.

@@ -213,6 +213,8 @@ impl Staging {
             .mode(0o600)
             .open(path)?;
         let made = (|| {
+            // Tells a copy of this store that the file is in use; goes with the process.
+            try_lock(&file)?;
             let size = Self::size(slots, slot_bytes);
             let hugepages = fs_type(path)?.0 == HUGETLBFS_MAGIC;
             file.set_len(size as u64)?;
@@ -361,6 +363,12 @@ impl Staging {
         unsafe { std::slice::from_raw_parts(self.slot_ptr(slot), len) }
     }
 
+    /// Lets others open the file: its writer is gone.
+    pub(crate) fn unlock(&self) {
+        // SAFETY: the descriptor is open; flock touches no memory. It fails only for a bad descriptor.
+        unsafe { libc::flock(self.file.as_raw_fd(), libc::LOCK_UN) };
+    }
+
     /// Removes the file; the mapping lives on until drop.
     pub(crate) fn remove(&self) -> io::Result<()> {
         let _ = &self.file;
@@ -415,6 +423,15 @@ pub(crate) fn unix_ms() -> i64 {
         .map_or(0, |d| d.as_millis() as i64)
 }
 
+/// Locks a file for as long as it is open; `WouldBlock`: another process has.
+fn try_lock(file: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is open; flock touches no memory.
+    match unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// What a staging file of an earlier process holds.
 pub(crate) struct Leftover {
     pub(crate) path: PathBuf,
@@ -441,6 +458,14 @@ pub(crate) fn read(path: &Path, id: LogId, after: u64) -> Result<Found, WalError
         Err(e) => return Err(WalError::io("cannot open the staging file", path)(e)),
     };
     let io = |e| WalError::io("cannot read the staging file", path)(e);
+    match try_lock(&file) {
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+            return Err(WalError::StagingInUse {
+                path: path.to_owned(),
+            });
+        }
+        locked => locked.map_err(io)?,
+    }
     let size = file.metadata().map_err(io)?.len();
     let mut header = [0u8; STAGING_HEADER];
     if size < STAGING_HEADER as u64 {

@@ -992,6 +992,8 @@ impl Drop for WalWriter {
         if self.shared.state() != WalState::Failed {
             self.shared.set_state(WalState::Closed);
         }
+        // Readers may keep the file open for longer.
+        self.shared.staging.unlock();
     }
 }
 
