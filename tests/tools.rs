@@ -1,4 +1,4 @@
-//! The tools for a store's files, on files that `taffrail serve` wrote: inspect, verify, repair, backup.
+//! The tools for a store's files, on files that `taffrail serve` wrote: inspect, verify, repair, backup, export.
 
 mod support;
 
@@ -445,4 +445,209 @@ fn backups_of_a_server_under_load_have_all_that_was_acknowledged() {
     second.check(&store);
     // What it did with its files has left the backup alone.
     success(&taffrail(&["verify", other]));
+}
+
+/// A row of an export: offset, key, value and headers.
+type Row = (
+    i64,
+    Option<Vec<u8>>,
+    Option<Vec<u8>>,
+    Vec<(String, Vec<u8>)>,
+);
+
+/// Reads a Parquet file with its library's own reader, by partition.
+fn parquet_rows(path: &Path) -> BTreeMap<u32, Vec<Row>> {
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+    use parquet::record::Field;
+    let reader = SerializedFileReader::new(std::fs::File::open(path).unwrap()).unwrap();
+    let mut rows: BTreeMap<u32, Vec<Row>> = BTreeMap::new();
+    let bytes = |field: &Field| match field {
+        Field::Bytes(bytes) => Some(bytes.data().to_vec()),
+        Field::Null => None,
+        other => panic!("{other:?}"),
+    };
+    for row in reader.get_row_iter(None).unwrap() {
+        let row = row.unwrap();
+        let fields: Vec<(&String, &Field)> = row.get_column_iter().collect();
+        let names: Vec<&str> = fields.iter().map(|f| f.0.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "partition",
+                "offset",
+                "timestamp",
+                "key",
+                "value",
+                "headers"
+            ]
+        );
+        let (Field::Int(partition), Field::Long(offset)) = (fields[0].1, fields[1].1) else {
+            panic!("{row:?}");
+        };
+        let Field::TimestampMillis(time) = fields[2].1 else {
+            panic!("{row:?}");
+        };
+        assert!(*time > 1_700_000_000_000);
+        let Field::ListInternal(list) = fields[5].1 else {
+            panic!("{row:?}");
+        };
+        let headers = list.elements().iter().map(|element| {
+            let Field::Group(group) = element else {
+                panic!("{element:?}");
+            };
+            let pair: Vec<&Field> = group.get_column_iter().map(|f| f.1).collect();
+            let Field::Str(name) = pair[0] else {
+                panic!("{element:?}");
+            };
+            (name.clone(), bytes(pair[1]).unwrap())
+        });
+        rows.entry(*partition as u32).or_default().push((
+            *offset,
+            bytes(fields[3].1),
+            bytes(fields[4].1),
+            headers.collect(),
+        ));
+    }
+    rows
+}
+
+/// Reads the segments of one of Kafka's log folders with the decoder of the crate kafka-protocol, and checks the
+/// indexes against the log.
+fn kafka_rows(folder: &Path) -> (Vec<Row>, usize) {
+    use bytes::{Buf, Bytes};
+    use kafka_protocol::records::{Compression, RecordBatchDecoder};
+    let mut rows: Vec<Row> = Vec::new();
+    let logs: Vec<PathBuf> = files(folder, "0")
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|e| e == "log"))
+        .collect();
+    for path in &logs {
+        let base: i64 = path.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+        assert_eq!(base, rows.last().map_or(0, |row| row.0 + 1));
+        let whole = Bytes::from(std::fs::read(path).unwrap());
+        // By position: last offset and largest timestamp.
+        let mut batches: BTreeMap<i32, (i64, i64)> = BTreeMap::new();
+        let mut rest = whole.clone();
+        while rest.has_remaining() {
+            let position = (whole.len() - rest.len()) as i32;
+            let decompress = |bytes: &mut Bytes, compression: Compression| match compression {
+                Compression::None => Ok(bytes.clone()),
+                Compression::Zstd => Ok(Bytes::from(zstd::decode_all(&bytes[..])?)),
+                other => panic!("{other:?}"),
+            };
+            let set =
+                RecordBatchDecoder::decode_with_custom_compression(&mut rest, Some(decompress))
+                    .unwrap();
+            let newest = set.records.iter().map(|r| r.timestamp).max().unwrap();
+            batches.insert(position, (set.records.last().unwrap().offset, newest));
+            for record in set.records {
+                let headers = record.headers.iter().map(|(name, value)| {
+                    (name.as_str().to_owned(), value.as_ref().unwrap().to_vec())
+                });
+                rows.push((
+                    record.offset,
+                    record.key.as_ref().map(|k| k.to_vec()),
+                    record.value.as_ref().map(|v| v.to_vec()),
+                    headers.collect(),
+                ));
+            }
+        }
+        let index = std::fs::read(path.with_extension("index")).unwrap();
+        assert_eq!(index.len() % 8, 0);
+        assert!(whole.len() < 100_000 || !index.is_empty());
+        for entry in index.chunks(8) {
+            let offset = i32::from_be_bytes(entry[..4].try_into().unwrap());
+            let position = i32::from_be_bytes(entry[4..].try_into().unwrap());
+            assert_eq!(batches[&position].0, base + i64::from(offset));
+        }
+        let times = std::fs::read(path.with_extension("timeindex")).unwrap();
+        assert!(times.len() % 12 == 0 && !times.is_empty());
+        let mut before = -1;
+        for entry in times.chunks(12) {
+            let time = i64::from_be_bytes(entry[..8].try_into().unwrap());
+            let offset = base + i64::from(i32::from_be_bytes(entry[8..].try_into().unwrap()));
+            assert!(time > before);
+            before = time;
+            assert!(batches.values().any(|&batch| batch == (offset, time)));
+        }
+    }
+    (rows, logs.len())
+}
+
+#[test]
+fn what_is_exported_is_what_was_sent() {
+    let mut kafka = Kafka::start();
+    kafka.fill();
+    let folder = kafka.folder.path().to_owned();
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let config = kafka.server.config_path().to_str().unwrap().to_owned();
+    let data = kafka.server.data().to_str().unwrap().to_owned();
+    let expected: BTreeMap<u32, Vec<Row>> = kafka
+        .sent
+        .iter()
+        .map(|(&partition, values)| {
+            let row = |(n, value): (usize, &String)| {
+                let key = format!("key {}", n % 7).into_bytes();
+                let header = ("origin".to_owned(), b"test".to_vec());
+                let value = value.clone().into_bytes();
+                (n as i64, Some(key), Some(value), vec![header])
+            };
+            (partition, values.iter().enumerate().map(row).collect())
+        })
+        .collect();
+
+    // Of the running server, then of its files.
+    for (round, source) in [["--config", &config], ["--data", &data]]
+        .iter()
+        .enumerate()
+    {
+        if round == 1 {
+            kafka.server.stop();
+        }
+        let file = path(&format!("{round}.parquet"));
+        let said = success(&taffrail(
+            &[&["export", "orders", "--parquet", &file][..], source].concat(),
+        ));
+        assert!(said.contains("messages in 1 files"), "{said}");
+        assert!(parquet_rows(Path::new(&file)) == expected);
+        let log = path(&format!("kafka{round}"));
+        let args = ["export", "orders", "--kafka-log", &log];
+        let small = ["--segment-bytes", "1MiB"];
+        success(&taffrail(&[&args[..], &small, source].concat()));
+        for (partition, rows) in &expected {
+            let (read, segments) = kafka_rows(&Path::new(&log).join(format!("orders-{partition}")));
+            assert!(&read == rows, "partition {partition}");
+            assert!(segments > 1, "{segments} segments");
+        }
+    }
+
+    // Some partitions only; and what is refused.
+    let file = path("some.parquet");
+    let some = [
+        "export",
+        "orders",
+        "--data",
+        &data,
+        "--parquet",
+        &file,
+        "-p",
+    ];
+    success(&taffrail(&[&some[..], &["2,1"]].concat()));
+    let rows = parquet_rows(Path::new(&file));
+    assert_eq!(rows.keys().copied().collect::<Vec<_>>(), [1, 2]);
+    let text = failure(&taffrail(&[&some[..], &["1"]].concat()));
+    assert!(text.contains("is there already"), "{text}");
+    std::fs::remove_file(&file).unwrap();
+    let text = failure(&taffrail(&[&some[..], &["7"]].concat()));
+    assert!(text.contains("partitions 0 to 2, not 7"), "{text}");
+    let text = failure(&taffrail(&[
+        "export",
+        "nothing",
+        "--data",
+        &data,
+        "--parquet",
+        &file,
+    ]));
+    assert!(text.contains("there are: "), "{text}");
+    assert!(!Path::new(&file).exists());
 }

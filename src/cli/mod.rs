@@ -5,6 +5,7 @@
 
 mod backup;
 mod check;
+mod export;
 mod inspect;
 pub mod produce;
 mod read;
@@ -12,6 +13,7 @@ mod repair;
 mod send_udp;
 #[cfg(feature = "dpdk")]
 mod serve;
+mod source;
 mod stats;
 mod verify;
 
@@ -49,6 +51,7 @@ enum Command {
     Verify(verify::Args),
     Inspect(inspect::Args),
     Repair(repair::Args),
+    Export(export::Args),
     Backup(backup::Args),
     Restore(backup::RestoreArgs),
 }
@@ -67,6 +70,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Verify(args) => verify::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Repair(args) => repair::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Backup(args) => backup::run(&args),
         Command::Restore(args) => backup::restore(&args),
     };

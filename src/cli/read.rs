@@ -6,16 +6,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use super::source::Source;
 use super::{CliResult, ServerArgs};
-use crate::control::client::{ControlClient, ControlError};
-use crate::control::protocol::{Position, ReadAnswer};
-use crate::control::read;
+use crate::control::protocol::Position;
 use crate::storage::lsm::codec;
-use crate::storage::{Catalog, LogReader};
 use crate::wire::record_batch::{self, Record, Records};
 
-/// Bytes asked for at a time: large enough that a round trip to the server costs little.
-const CHUNK: u32 = 1 << 20;
 /// How often `--follow` asks for news.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -78,103 +74,18 @@ fn parse_time(text: &str) -> Result<Position, String> {
         .map_err(|e| e.to_string())
 }
 
-/// Where batches come from.
-enum Source {
-    Server(ControlClient),
-    Files(Box<Files>),
-}
-
-/// A stopped server's files, and the reader of the shard that was read last.
-struct Files {
-    folder: PathBuf,
-    catalog: Catalog,
-    reader: Option<(u16, LogReader)>,
-}
-
-impl Files {
-    fn open(folder: &std::path::Path) -> Result<Self, Error> {
-        Ok(Self {
-            folder: folder.to_owned(),
-            catalog: Catalog::open_read_only(folder)?,
-            reader: None,
-        })
-    }
-
-    fn read(
-        &mut self,
-        args: &Args,
-        from: Position,
-        out: &mut Vec<u8>,
-    ) -> Result<ReadAnswer, Error> {
-        let names = || {
-            let names: Vec<&str> = self
-                .catalog
-                .topics()
-                .iter()
-                .map(|t| t.name.as_str())
-                .collect();
-            format!(
-                "there is no topic \"{}\"; there are: {}",
-                args.topic,
-                names.join(", ")
-            )
-        };
-        let topic = self.catalog.topic(&args.topic).ok_or_else(names)?;
-        let key = topic.key(args.partition).ok_or_else(|| {
-            format!(
-                "topic {} has partitions 0 to {}",
-                args.topic,
-                topic.partitions() - 1
-            )
-        })?;
-        let shard = topic.shards[args.partition as usize];
-        let reader = match &mut self.reader {
-            Some((open, reader)) if *open == shard => reader,
-            slot => {
-                &mut slot
-                    .insert((shard, LogReader::offline(&self.folder, shard)?))
-                    .1
-            }
-        };
-        Ok(read(reader, key, from, CHUNK, out)?)
-    }
-}
-
 type Error = Box<dyn std::error::Error + Send + Sync>;
-
-impl Source {
-    fn read(
-        &mut self,
-        args: &Args,
-        from: Position,
-        out: &mut Vec<u8>,
-    ) -> Result<ReadAnswer, Error> {
-        match self {
-            Self::Server(client) => {
-                match client.read(&args.topic, args.partition, from, CHUNK, out) {
-                    Ok(answer) => Ok(answer),
-                    Err(ControlError::Refused(reason)) => Err(reason.into()),
-                    Err(error) => Err(error.into()),
-                }
-            }
-            Self::Files(store) => store.read(args, from, out),
-        }
-    }
-}
 
 /// Prints messages until the end, the count, or an interrupt.
 pub fn run(args: &Args) -> CliResult {
-    let mut source = match &args.data {
-        Some(folder) => Source::Files(Box::new(Files::open(folder)?)),
-        None => Source::Server(ControlClient::connect(&args.server.socket_path()?)?),
-    };
+    let mut source = Source::open(args.data.as_deref(), &args.server)?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     let mut from = args.time.unwrap_or(args.from);
     let mut left = args.count.unwrap_or(u64::MAX);
     let mut batches = Vec::new();
     while left > 0 {
         batches.clear();
-        let answer = source.read(args, from, &mut batches)?;
+        let answer = source.read(&args.topic, args.partition, from, &mut batches)?;
         let next = print_batches(args, &batches, answer.from, &mut left, &mut out)?;
         from = Position::Offset(next);
         if next >= answer.high_watermark || batches.is_empty() {

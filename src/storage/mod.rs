@@ -6,6 +6,7 @@
 
 pub mod backup;
 pub mod catalog;
+pub mod export;
 mod frames;
 pub mod index;
 pub mod inspect;

@@ -1,0 +1,116 @@
+//! Where messages come from: a running server, or a stopped one's files.
+
+use std::path::{Path, PathBuf};
+
+use super::ServerArgs;
+use crate::control::client::{ControlClient, ControlError};
+use crate::control::protocol::{Position, ReadAnswer};
+use crate::control::read;
+use crate::storage::{Catalog, LogReader};
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Bytes asked for at a time: large enough that a round trip to the server costs little.
+const CHUNK: u32 = 1 << 20;
+
+/// Where batches come from.
+pub(super) enum Source {
+    Server(ControlClient),
+    Files(Box<Files>),
+}
+
+/// A stopped server's files, and the reader of the shard that was read last.
+pub(super) struct Files {
+    folder: PathBuf,
+    catalog: Catalog,
+    reader: Option<(u16, LogReader)>,
+}
+
+fn unknown<'a>(topic: &str, names: impl Iterator<Item = &'a str>) -> Error {
+    let names: Vec<&str> = names.collect();
+    format!(
+        "there is no topic \"{topic}\"; there are: {}",
+        names.join(", ")
+    )
+    .into()
+}
+
+impl Source {
+    /// The files in `data`, else the running server.
+    pub(super) fn open(data: Option<&Path>, server: &ServerArgs) -> Result<Source, Error> {
+        Ok(match data {
+            Some(folder) => Source::Files(Box::new(Files {
+                folder: folder.to_owned(),
+                catalog: Catalog::open_read_only(folder)?,
+                reader: None,
+            })),
+            None => Source::Server(ControlClient::connect(&server.socket_path()?)?),
+        })
+    }
+
+    /// Number of partitions of a topic.
+    pub(super) fn partitions(&mut self, topic: &str) -> Result<u32, Error> {
+        match self {
+            Source::Server(client) => {
+                let topics = client.topics()?;
+                match topics.iter().find(|t| t.name == topic) {
+                    Some(topic) => Ok(topic.partitions.len() as u32),
+                    None => Err(unknown(topic, topics.iter().map(|t| t.name.as_str()))),
+                }
+            }
+            Source::Files(files) => Ok(files.topic(topic)?.partitions()),
+        }
+    }
+
+    /// Appends whole batches from a position on to `out`.
+    pub(super) fn read(
+        &mut self,
+        topic: &str,
+        partition: u32,
+        from: Position,
+        out: &mut Vec<u8>,
+    ) -> Result<ReadAnswer, Error> {
+        match self {
+            Source::Server(client) => match client.read(topic, partition, from, CHUNK, out) {
+                Ok(answer) => Ok(answer),
+                Err(ControlError::Refused(reason)) => Err(reason.into()),
+                Err(error) => Err(error.into()),
+            },
+            Source::Files(files) => files.read(topic, partition, from, out),
+        }
+    }
+}
+
+impl Files {
+    fn topic(&self, name: &str) -> Result<&crate::storage::Topic, Error> {
+        let names = self.catalog.topics().iter().map(|t| t.name.as_str());
+        self.catalog.topic(name).ok_or_else(|| unknown(name, names))
+    }
+
+    fn read(
+        &mut self,
+        topic: &str,
+        partition: u32,
+        from: Position,
+        out: &mut Vec<u8>,
+    ) -> Result<ReadAnswer, Error> {
+        let topic = self.topic(topic)?;
+        let key = topic.key(partition).ok_or_else(|| {
+            format!(
+                "topic {} has partitions 0 to {}",
+                topic.name,
+                topic.partitions() - 1
+            )
+        })?;
+        let shard = topic.shards[partition as usize];
+        let reader = match &mut self.reader {
+            Some((open, reader)) if *open == shard => reader,
+            slot => {
+                &mut slot
+                    .insert((shard, LogReader::offline(&self.folder, shard)?))
+                    .1
+            }
+        };
+        Ok(read(reader, key, from, CHUNK, out)?)
+    }
+}
