@@ -7,7 +7,9 @@ use crossbeam_queue::ArrayQueue;
 
 use crate::config::Config;
 use crate::shard::{DEFAULT_PENDING_ACKS, DEFAULT_PRODUCERS, GapReport, Recovered, ShardConfig};
-use crate::storage::lsm::{Codec, MaintainConfig, Maintainer, Policies, Policy, Started, Store};
+use crate::storage::lsm::{
+    Codec, Compaction, MaintainConfig, Maintainer, Policies, Policy, Started, Store,
+};
 use crate::storage::topic_settings;
 use crate::storage::wal::LogId;
 use crate::storage::wal::segment::shard_dir;
@@ -185,8 +187,12 @@ fn policy(topics: &Snapshot, codecs: &HashMap<String, Codec>, id: u32) -> Policy
     };
     let value = |name| topic_settings::value(&topic.settings, name);
     let limit = |name| value(name).parse::<i64>().ok().filter(|&limit| limit >= 0);
-    let mut cleanup = value("cleanup.policy").split(',');
-    let delete = cleanup.any(|word| word.trim() == "delete");
+    let cleanup = |wanted| {
+        let mut words = value("cleanup.policy").split(',');
+        words.any(|word| word.trim() == wanted)
+    };
+    let (delete, compact) = (cleanup("delete"), cleanup("compact"));
+    let defaults = Compaction::default();
     Policy {
         codec: match value("compression.type") {
             "uncompressed" => Codec::None,
@@ -198,6 +204,14 @@ fn policy(topics: &Snapshot, codecs: &HashMap<String, Codec>, id: u32) -> Policy
         retention_bytes: limit("retention.bytes")
             .filter(|_| delete)
             .map(|n| n as u64),
+        compaction: compact.then(|| Compaction {
+            delete_retention_ms: limit("delete.retention.ms")
+                .unwrap_or(defaults.delete_retention_ms),
+            min_lag_ms: limit("min.compaction.lag.ms").unwrap_or(defaults.min_lag_ms),
+            dirty_ratio: value("min.cleanable.dirty.ratio")
+                .parse()
+                .unwrap_or(defaults.dirty_ratio),
+        }),
         deleted: false,
     }
 }

@@ -64,7 +64,7 @@ pub const SETTINGS: &[Setting] = &[
         name: "delete.retention.ms",
         kind: Kind::Long,
         default: "86400000",
-        doc: "how long a compacted topic keeps records without a value",
+        doc: "how long a compacted topic keeps records without a value, from the first compaction on that meets them",
         allowed: Allowed::Number(0, i64::MAX),
     },
     Setting {
@@ -101,6 +101,13 @@ pub const SETTINGS: &[Setting] = &[
         default: "0.5",
         doc: "share of a compacted topic that is rewritten before it is compacted again",
         allowed: Allowed::Fraction,
+    },
+    Setting {
+        name: "min.compaction.lag.ms",
+        kind: Kind::Long,
+        default: "0",
+        doc: "how long a record of a compacted topic stays, whatever follows it",
+        allowed: Allowed::Number(0, i64::MAX),
     },
     Setting {
         name: "min.insync.replicas",

@@ -34,6 +34,9 @@ pub(crate) const CODEC_MASK: i16 = 0b111;
 pub(crate) const LOG_APPEND_TIME: i16 = 1 << 3;
 /// Attributes: no messages but marks for readers.
 const CONTROL: i16 = 1 << 5;
+/// Attributes: the base timestamp is no record's time but says until when the batch's tombstones are kept, at least;
+/// written by compaction (Kafka's KIP-534). The records' times count from it all the same.
+pub(crate) const DELETE_HORIZON: i16 = 1 << 6;
 /// The fewest bytes that a record takes: length, attributes, two deltas, key and value lengths,
 /// header count.
 const RECORD_MIN: usize = 7;
@@ -145,6 +148,11 @@ impl BatchHeader {
     #[inline]
     pub fn is_control(&self) -> bool {
         self.attributes & CONTROL != 0
+    }
+
+    /// Until when its tombstones are kept, Unix milliseconds, where compaction has said so.
+    pub fn delete_horizon(&self) -> Option<i64> {
+        (self.attributes & DELETE_HORIZON != 0).then_some(self.base_timestamp)
     }
 
     /// The time that counts for every record of the batch, where the broker set it.

@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use super::{Args, Names, line, time};
 use crate::cli::CliResult;
 use crate::storage::PartitionKey;
-use crate::storage::lsm::manifest::{Edit, FileMeta, Record, State, read_header, records};
+use crate::storage::lsm::manifest::{
+    COMPACTED, Edit, FileMeta, NEVER_COMPACTED, Record, State, read_header, records,
+};
 
 /// Prints the file; fails at the first damage, after what lies before.
 pub(super) fn show(args: &Args, names: &Names, out: &mut impl Write) -> CliResult {
@@ -89,8 +91,13 @@ pub(super) fn show(args: &Args, names: &Names, out: &mut impl Write) -> CliResul
 }
 
 fn file_text(file: &FileMeta) -> String {
+    let compacted = match file.due {
+        NEVER_COMPACTED => String::new(),
+        COMPACTED => ", compacted".to_owned(),
+        due => format!(", compacted, again from {} on", time(i64::from(due) * 1000)),
+    };
     format!(
-        "sst-{:016x}.sst: LSN {} to {}, {} records, {} bytes, {} merges",
+        "sst-{:016x}.sst: LSN {} to {}, {} records, {} bytes, {} merges{compacted}",
         file.number, file.lsn_start, file.lsn_end, file.records, file.bytes, file.merges
     )
 }
@@ -118,9 +125,12 @@ fn record_text(record: &Record, names: &Names) -> String {
     let files = |files: &[FileMeta]| -> Vec<String> { files.iter().map(file_text).collect() };
     match record {
         Record::Snapshot(state) => format!("snapshot: {}", state_text(state)),
-        Record::Edit(Edit::Flush { add, flushed_lsn }) => match add {
-            Some(file) => format!("flush up to LSN {flushed_lsn} into {}", file_text(file)),
-            None => format!("flush up to LSN {flushed_lsn}, nothing was to be kept"),
+        Record::Edit(Edit::Flush { add, flushed_lsn }) => match &add[..] {
+            [] => format!("flush up to LSN {flushed_lsn}, nothing was to be kept"),
+            add => format!(
+                "flush up to LSN {flushed_lsn} into {}",
+                files(add).join("; ")
+            ),
         },
         Record::Edit(Edit::Replace { remove, add }) => {
             let gone: Vec<String> = remove.iter().map(|n| format!("sst-{n:016x}.sst")).collect();

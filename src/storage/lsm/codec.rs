@@ -245,6 +245,16 @@ impl Compressor {
     }
 }
 
+/// Bytes of a compressed batch's records when decompressed, where the compressed data says it: a Zstandard frame mostly
+/// does. Not checked.
+pub(super) fn plain_size(batch: &[u8]) -> Option<u64> {
+    let header = record_batch::parse_header(batch).ok()?;
+    match header.codec() {
+        ZSTD => zstd_safe::get_frame_content_size(batch.get(HEADER_LEN..)?).ok()?,
+        _ => None,
+    }
+}
+
 /// Decompresses batches; keeps its context.
 #[derive(Default)]
 pub struct Decompressor {

@@ -1,7 +1,7 @@
 //! Turns a sealed WAL segment into an SST: batches of each partition in the order of offsets, small ones
-//! merged into larger ones and compressed.
+//! merged into larger ones and compressed. Compacted topics get an SST of their own: see [`super::pick`].
 //!
-//! Invariant: every batch of the segment's frames is in the SST, but those of deleted topics and those
+//! Invariant: every batch of the segment's frames is in the SSTs, but those of deleted topics and those
 //! before their partition's start. A damaged segment gives what can still be read of it, and is kept.
 //!
 //! Cost: reads the segment twice, the second time from the page cache; 40 bytes of memory a batch.
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::error::StoreError;
-use super::manifest::FileMeta;
+use super::manifest::{FileMeta, NEVER_COMPACTED};
 use super::pace::Pace;
 use super::policy::Policy;
 use super::rebatch::Rebatcher;
@@ -28,8 +28,8 @@ use crate::wire::record_batch;
 /// What a flush made.
 #[derive(Debug)]
 pub struct Flushed {
-    /// The SST; `None` where nothing was to be kept.
-    pub file: Option<FileMeta>,
+    /// The SSTs; none where nothing was to be kept.
+    pub files: Vec<FileMeta>,
     /// Where the segment ends.
     pub end_lsn: u64,
     /// Frames that could not be read: byte in the segment and what was found there.
@@ -91,24 +91,27 @@ pub(crate) fn flush(
     // Stable, and offsets of a partition already ascend.
     entries.sort_by_key(|entry| (entry.key, entry.offset));
     let mut flushed = Flushed {
-        file: None,
+        files: Vec::new(),
         end_lsn: header.end(),
         damage,
         invalid: 0,
     };
     let file = File::open(&path).map_err(StoreError::io("cannot open", &path))?;
-    let (number, sst) = store.next_file(0);
-    let mut output = Output {
-        path: sst,
-        info: SstInfo {
-            id: store.id(),
-            number,
-            lsn_start: view.flushed_lsn.max(base),
-            lsn_end: header.end(),
-            created_ms: unix_ms(),
-        },
-        writer: None,
-    };
+    // Of the topics that are not compacted, and of those that are.
+    let mut outputs = [(); 2].map(|()| {
+        let (number, path) = store.next_file();
+        Output {
+            path,
+            info: SstInfo {
+                id: store.id(),
+                number,
+                lsn_start: view.flushed_lsn.max(base),
+                lsn_end: header.end(),
+                created_ms: unix_ms(),
+            },
+            writer: None,
+        }
+    });
     let mut rebatcher: Option<(Policy, Rebatcher)> = None;
     let mut buffer = Vec::new();
     let mut rest = &entries[..];
@@ -130,6 +133,7 @@ pub(crate) fn flush(
         let Some((_, rebatcher)) = &mut rebatcher else {
             continue;
         };
+        let output = &mut outputs[usize::from(wanted.compaction.is_some())];
         let mut failed = None;
         let mut time = i64::MIN;
         for entry in own {
@@ -148,7 +152,9 @@ pub(crate) fn flush(
             return Err(error);
         }
     }
-    flushed.file = output.finish()?;
+    for output in outputs {
+        flushed.files.extend(output.finish()?);
+    }
     // What was read of the segment is not read again.
     advise_unneeded(&file);
     Ok(flushed)
@@ -231,6 +237,21 @@ impl Output {
         *failed = result.err().map(StoreError::from);
     }
 
+    /// Says for which offsets the file stands: see [`SstWriter::cover`].
+    pub(super) fn cover(
+        &mut self,
+        key: PartitionKey,
+        first: i64,
+        end: i64,
+        time: i64,
+    ) -> Result<(), StoreError> {
+        let writer = match &mut self.writer {
+            Some(writer) => writer,
+            none => none.insert(SstWriter::create(&self.path, self.info)?),
+        };
+        Ok(writer.cover(key, first, end, time)?)
+    }
+
     /// Ends the file; `None`: nothing was written.
     pub(super) fn finish(self) -> Result<Option<FileMeta>, StoreError> {
         let Some(writer) = self.writer else {
@@ -247,6 +268,7 @@ impl Output {
             min_time: made.min_time,
             max_time: made.max_time,
             merges: 0,
+            due: NEVER_COMPACTED,
         }))
     }
 }

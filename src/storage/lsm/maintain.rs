@@ -1,5 +1,6 @@
-//! The thread that moves a shard's messages from its log into SSTs, merges those, and drops what retention lets
-//! go. An ordinary thread of low priority; never an lcore.
+//! The threads that move a shard's messages from its log into SSTs and drop what retention lets go, and that merge
+//! SSTs. Ordinary threads of low priority; never an lcore. There are two of them, since a merge takes long and the log
+//! does not wait.
 //!
 //! Invariant: whatever a step made is durable and in the manifest before what it was made of goes. A kill between
 //! any two steps costs work, nothing else.
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::error::StoreError;
 use super::flush::{flush, unix_ms};
 use super::manifest::Edit;
+use super::merge::Merger;
 use super::pace::Pace;
 use super::policy::Policies;
 use super::retain::{expired, unneeded};
@@ -29,6 +31,8 @@ const RETRY: Duration = Duration::from_secs(2);
 const BEHIND: usize = 3;
 /// How often retention is looked at: a pass over all partitions, for what is counted in hours.
 const RETAIN_PERIOD: Duration = Duration::from_secs(1);
+/// How often a merge is looked for: a pass over all partitions' extents, and files come seldom.
+const MERGE_PERIOD: Duration = Duration::from_secs(1);
 /// Nice value of the thread: what the messages leave of the CPU.
 const NICE: i32 = 10;
 
@@ -46,15 +50,15 @@ pub struct MaintainConfig {
     pub started: Started,
 }
 
-/// The running thread; stops when dropped.
+/// The running threads; they stop when it is dropped.
 pub struct Maintainer {
-    shared: Arc<Stop>,
-    handle: Option<JoinHandle<()>>,
+    stop: Arc<Stop>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 #[derive(Default)]
 struct Stop {
-    stop: AtomicBool,
+    stop: Arc<AtomicBool>,
     lock: Mutex<()>,
     wake: Condvar,
 }
@@ -66,48 +70,69 @@ impl Stop {
             let _unlocked = self.wake.wait_timeout(guard, time);
         }
     }
+
+    /// Starts a thread that steps, and sleeps for `idle` where there is nothing to do.
+    fn spawn(
+        self: &Arc<Self>,
+        name: &str,
+        shard: u16,
+        idle: Duration,
+        mut step: impl FnMut() -> Result<bool, StoreError> + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
+        let stop = Arc::clone(self);
+        std::thread::Builder::new()
+            .name(format!("{name}-{shard}"))
+            .spawn(move || {
+                lower_priority();
+                let mut said = String::new();
+                while !stop.stop.load(Ordering::Acquire) {
+                    match step() {
+                        Ok(true) => said.clear(),
+                        Ok(false) => stop.sleep(idle),
+                        Err(error) => {
+                            let text = error.to_string();
+                            if text != said {
+                                tracing::error!(
+                                    shard,
+                                    "cannot tidy the store: {text}; trying again"
+                                );
+                                said = text;
+                            }
+                            stop.sleep(RETRY);
+                        }
+                    }
+                }
+            })
+    }
 }
 
 impl Maintainer {
-    /// Starts the thread for a shard.
+    /// Starts the threads for a shard.
     pub fn start(
         store: Arc<Store>,
         wal: Arc<WalShared>,
         config: MaintainConfig,
     ) -> io::Result<Maintainer> {
-        let shared = Arc::new(Stop::default());
-        let handle = std::thread::Builder::new()
-            .name(format!("store-{}", store.id().shard))
-            .spawn({
-                let shared = Arc::clone(&shared);
-                move || {
-                    lower_priority();
-                    let mut maintenance = Maintenance::new(store, wal, config);
-                    let mut said = String::new();
-                    while !shared.stop.load(Ordering::Acquire) {
-                        match maintenance.step() {
-                            Ok(true) => said.clear(),
-                            Ok(false) => shared.sleep(PERIOD),
-                            Err(error) => {
-                                let text = error.to_string();
-                                if text != said {
-                                    let shard = maintenance.store.id().shard;
-                                    tracing::error!(
-                                        shard,
-                                        "cannot tidy the store: {text}; trying again"
-                                    );
-                                    said = text;
-                                }
-                                shared.sleep(RETRY);
-                            }
-                        }
-                    }
-                }
-            })?;
-        Ok(Maintainer {
-            shared,
-            handle: Some(handle),
-        })
+        let mut maintainer = Maintainer {
+            stop: Arc::default(),
+            threads: Vec::new(),
+        };
+        let stop = &maintainer.stop;
+        let mut merger = Merger::new(
+            Arc::clone(&store),
+            Arc::clone(&config.policies),
+            config.batch_target,
+            Arc::clone(&stop.stop),
+        );
+        let shard = store.id().shard;
+        let mut maintenance = Maintenance::new(store, wal, config);
+        let flush = stop.spawn("store", shard, PERIOD, move || maintenance.step())?;
+        maintainer.threads.push(flush);
+        let merge = maintainer
+            .stop
+            .spawn("merge", shard, MERGE_PERIOD, move || merger.step())?;
+        maintainer.threads.push(merge);
+        Ok(maintainer)
     }
 }
 
@@ -115,20 +140,20 @@ impl Drop for Maintainer {
     fn drop(&mut self) {
         {
             let _guard = self
-                .shared
+                .stop
                 .lock
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            self.shared.stop.store(true, Ordering::Release);
+            self.stop.stop.store(true, Ordering::Release);
         }
-        self.shared.wake.notify_all();
-        if let Some(handle) = self.handle.take() {
-            let _ = handle.join();
+        self.stop.wake.notify_all();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
         }
     }
 }
 
-/// The work, step by step; the thread's, or a test's.
+/// The work of flushing and retention, step by step; the thread's, or a test's.
 pub struct Maintenance {
     store: Arc<Store>,
     wal: Arc<WalShared>,
@@ -169,7 +194,9 @@ impl Maintenance {
         }
         self.retained = Some(Instant::now());
         let policies = Arc::clone(&self.config.policies);
-        let trims = expired(&self.store.view(), unix_ms(), &mut |topic| policies(topic));
+        let trims = expired(&self.store, &self.store.view(), unix_ms(), &mut |topic| {
+            policies(topic)
+        })?;
         let any = !trims.is_empty() | self.store.note_damage()?;
         if !trims.is_empty() {
             let edit = Edit::Trim(trims);
@@ -206,11 +233,13 @@ impl Maintenance {
             .filter(|pair| pair[0] >= flushed && durable > pair[1] + SEGMENT_HEADER as u64)
             .map(|pair| pair[0])
             .collect();
+        let behind = sealed.len() >= BEHIND;
+        self.store.behind.store(behind, Ordering::Relaxed);
         let Some(&base) = sealed.first() else {
             return Ok(false);
         };
         let cpu = cpu_ns();
-        let mut pace = Pace::new(sealed.len() >= BEHIND);
+        let mut pace = Pace::new(behind);
         let policies = Arc::clone(&self.config.policies);
         let done = flush(
             &self.store,
@@ -220,15 +249,15 @@ impl Maintenance {
             &mut pace,
         )?;
         let stats = &self.store.stats;
+        let written = done.files.iter().map(|file| file.bytes).sum();
         self.store.commit(&Edit::Flush {
-            add: done.file,
+            add: done.files,
             flushed_lsn: done.end_lsn,
         })?;
         stats.flushes.fetch_add(1, Ordering::Relaxed);
         stats
             .flush_read_bytes
             .fetch_add(done.end_lsn - base, Ordering::Relaxed);
-        let written = done.file.map_or(0, |file| file.bytes);
         stats
             .flush_written_bytes
             .fetch_add(written, Ordering::Relaxed);
@@ -277,7 +306,7 @@ impl Maintenance {
 }
 
 /// CPU time of this thread, in ns.
-fn cpu_ns() -> u64 {
+pub(super) fn cpu_ns() -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,

@@ -14,6 +14,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::error::StoreError;
+use super::steps::step;
 use crate::storage::PartitionKey;
 use crate::storage::wal::LogId;
 use crate::storage::wal::segment::sync_dir;
@@ -61,15 +62,23 @@ pub struct FileMeta {
     pub max_time: i64,
     /// Merges it has been through; 0: flushed from the log.
     pub merges: u32,
+    /// When there is more to compact in it by key, Unix s: records were too young, or are tombstones. [`NEVER_COMPACTED`]
+    /// or [`COMPACTED`] where that is no matter of time.
+    pub due: u32,
 }
+
+/// Nobody looked for superseded records in the file.
+pub const NEVER_COMPACTED: u32 = 0;
+/// Nothing in the file is superseded by anything else in it.
+pub const COMPACTED: u32 = u32::MAX;
 
 /// A change of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Edit {
     /// The log up to `flushed_lsn` is in SSTs now, the last of them `add`.
     Flush {
-        /// None where nothing of it was to be kept.
-        add: Option<FileMeta>,
+        /// At most two: compacted topics' messages have a file of their own. None where nothing was to be kept.
+        add: Vec<FileMeta>,
         /// Everything before it is flushed.
         flushed_lsn: u64,
     },
@@ -367,7 +376,7 @@ fn put_file(out: &mut Vec<u8>, file: &FileMeta) {
         out.extend_from_slice(&field.to_le_bytes());
     }
     out.extend_from_slice(&file.merges.to_le_bytes());
-    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&file.due.to_le_bytes());
 }
 
 fn put_trims<'a>(out: &mut Vec<u8>, trims: impl ExactSizeIterator<Item = (PartitionKey, &'a i64)>) {
@@ -416,7 +425,7 @@ fn encode_edit(edit: &Edit) -> Vec<u8> {
         Edit::Flush { add, flushed_lsn } => {
             out.push(TAG_FLUSH);
             out.extend_from_slice(&flushed_lsn.to_le_bytes());
-            put_files(out, add.as_slice().iter());
+            put_files(out, add.iter());
         }
         Edit::Replace { remove, add } => {
             out.push(TAG_REPLACE);
@@ -468,8 +477,8 @@ impl In<'_> {
             min_time: self.u64()? as i64,
             max_time: self.u64()? as i64,
             merges: self.u32()?,
+            due: self.u32()?,
         };
-        let _zero: [u8; 4] = self.array()?;
         (file.number < u64::MAX && file.lsn_start <= file.lsn_end).then_some(file)
     }
 
@@ -515,11 +524,8 @@ fn decode(payload: &[u8]) -> Option<Record> {
         TAG_FLUSH => {
             let flushed_lsn = input.u64()?;
             let files = input.files()?;
-            if files.len() > 1 {
-                return None;
-            }
             Record::Edit(Edit::Flush {
-                add: files.first().copied(),
+                add: files,
                 flushed_lsn,
             })
         }
@@ -584,14 +590,18 @@ impl Manifest {
         let mut bytes = bytes.to_vec();
         bytes.extend_from_slice(&encode_snapshot(&state));
         let file = (|| {
+            step()?;
             let mut file = OpenOptions::new()
                 .append(true)
                 .create(true)
                 .open(&temporary)?;
             file.set_len(0)?;
+            step()?;
             file.write_all(&bytes)?;
             file.sync_all()?;
+            step()?;
             fs::rename(&temporary, &path)?;
+            step()?;
             sync_dir(dir)?;
             Ok(file)
         })()
@@ -615,7 +625,9 @@ impl Manifest {
         for number in list(&self.dir).map_err(StoreError::io("cannot list", &self.dir))? {
             if number < self.number {
                 let path = manifest_path(&self.dir, number);
-                fs::remove_file(&path).map_err(StoreError::io("cannot remove", &path))?;
+                step()
+                    .and_then(|()| fs::remove_file(&path))
+                    .map_err(StoreError::io("cannot remove", &path))?;
             }
         }
         Ok(())
@@ -634,9 +646,9 @@ impl Manifest {
             return Err(StoreError::ManifestFailed { path });
         }
         let bytes = encode_edit(edit);
-        let written = self
-            .file
-            .write_all(&bytes)
+        let written = step()
+            .and_then(|()| self.file.write_all(&bytes))
+            .and_then(|()| step())
             .and_then(|()| self.file.sync_data());
         if let Err(error) = written {
             self.failed = true;
@@ -676,6 +688,7 @@ mod tests {
             min_time: -1,
             max_time: 5,
             merges: 1,
+            due: 7,
         }
     }
 
@@ -694,7 +707,7 @@ mod tests {
         );
         prop_oneof![
             (any::<bool>(), 0..40u64, 0..1000u64).prop_map(|(some, n, lsn)| Edit::Flush {
-                add: some.then(|| file(n, lsn, lsn + 10)),
+                add: some.then(|| file(n, lsn, lsn + 10)).into_iter().collect(),
                 flushed_lsn: lsn + 10,
             }),
             (numbers, files).prop_map(|(remove, add)| Edit::Replace { remove, add }),
@@ -744,7 +757,7 @@ mod tests {
         let mut manifest = Manifest::open(dir.path(), ID, State::default()).unwrap();
         for n in 0..3 {
             let edit = Edit::Flush {
-                add: Some(file(n, n * 10, n * 10 + 10)),
+                add: vec![file(n, n * 10, n * 10 + 10)],
                 flushed_lsn: n * 10 + 10,
             };
             manifest.commit(&edit).unwrap();

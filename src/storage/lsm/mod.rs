@@ -6,17 +6,21 @@
 
 pub mod cache;
 pub mod codec;
+mod compact;
 pub mod error;
 pub mod flush;
 pub mod keys;
 pub mod maintain;
 pub mod manifest;
+pub mod merge;
 pub mod pace;
+mod pick;
 pub mod policy;
 pub mod rebatch;
 pub mod repair;
 mod retain;
 pub mod sst;
+mod steps;
 pub mod store;
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -24,6 +28,7 @@ mod tests;
 pub use codec::{Codec, CodecError};
 pub use error::StoreError;
 pub use maintain::{MaintainConfig, Maintainer, Maintenance, Started};
-pub use policy::{Policies, Policy};
+pub use merge::Merger;
+pub use policy::{Compaction, Policies, Policy};
 pub use rebatch::{RebatchError, Rebatcher};
 pub use store::Store;

@@ -4,13 +4,16 @@
 //! do stay as they are: control batches, transactional ones, unknown attributes, and what a producer
 //! compressed, unless it is small.
 //!
+//! Compaction by key thins batches out on the way ([`Rebatcher::push_thinned`]).
+//!
 //! Invariant: what comes out holds the same records in the same order, each with its offset, timestamp,
 //! key, value and headers, and ends at the same offset; gaps between offsets stay. Only who produced a
 //! record, and with which sequence number, is not kept.
 
-use super::codec::{Codec, Compressor, Decompressor};
+use super::codec::{self, Codec, CodecError, Compressor, Decompressor};
 use crate::wire::record_batch::{
-    self, BatchError, BatchHeader, CODEC_MASK, HEADER_LEN, LOG_APPEND_TIME, MAGIC, Records,
+    self, BatchError, BatchHeader, CODEC_MASK, DELETE_HORIZON, HEADER_LEN, LOG_APPEND_TIME, MAGIC,
+    Record, Records,
 };
 use crate::wire::varint;
 
@@ -20,6 +23,8 @@ pub const DEFAULT_TARGET: usize = 64 << 10;
 /// A batch that its producer compressed is merged with others if its bytes are at most this part of the
 /// target and it decompresses to at most the target: a lone one gains nothing from being recompressed.
 const SMALL_PART: usize = 8;
+/// A batch that lacks at most this part of the target is not merged any more.
+const DONE_PART: usize = 4;
 /// Bytes of a record before its fields: length, attributes, timestamp delta, offset delta.
 const PREFIX_MAX: usize = 2 * varint::MAX_LEN + 1 + varint::MAX_LEN;
 
@@ -29,6 +34,9 @@ pub enum RebatchError {
     /// It is not valid.
     #[error("{0}")]
     Batch(#[from] BatchError),
+    /// It cannot be decompressed.
+    #[error("{0}")]
+    Codec(#[from] CodecError),
     /// It lies before the end of the batch that came before it.
     #[error("record batch with offset {offset} where {expected} or more comes next")]
     Order {
@@ -51,6 +59,8 @@ struct Run {
     base_timestamp: i64,
     max_timestamp: i64,
     append_time: Option<i64>,
+    /// Until when its tombstones are kept; the base timestamp is the same then.
+    horizon: Option<i64>,
     count: i32,
 }
 
@@ -83,32 +93,30 @@ impl Rebatcher {
         }
     }
 
+    /// With what it compresses.
+    pub fn codec(&self) -> Codec {
+        self.compressor.codec()
+    }
+
     /// Takes the partition's next batch; `out` gets each batch that is complete with it: whole, its CRC
     /// right, in order. An error leaves everything as it was.
     ///
     /// Cost: validates the batch, copies its records once and compresses what is full.
     pub fn push(&mut self, batch: &[u8], out: &mut impl FnMut(&[u8])) -> Result<(), RebatchError> {
-        let header = record_batch::validate(batch)?;
-        if header.base_offset < 0 || header.next_offset() == i64::MAX {
-            return Err(RebatchError::Offset(header.base_offset));
-        }
-        if header.base_offset < self.expected {
-            return Err(RebatchError::Order {
-                offset: header.base_offset,
-                expected: self.expected,
-            });
-        }
-        let known = header.attributes & !(CODEC_MASK | LOG_APPEND_TIME) == 0;
+        let header = self.next(batch)?;
+        let horizon = header.delete_horizon();
+        let known = header.attributes & !(CODEC_MASK | LOG_APPEND_TIME | DELETE_HORIZON) == 0;
         let merged = known
             && match header.codec() {
+                0 if self.is_done(batch.len()) => false,
                 0 => {
-                    self.gather(&header, batch, out)?;
+                    self.gather(&header, batch, horizon, |_| true, out)?;
                     true
                 }
                 _ => {
                     self.unpack(batch) && {
                         let plain = std::mem::take(&mut self.plain);
-                        let gathered = self.gather(&header, &plain, out);
+                        let gathered = self.gather(&header, &plain, horizon, |_| true, out);
                         self.plain = plain;
                         gathered?;
                         true
@@ -123,6 +131,52 @@ impl Rebatcher {
         Ok(())
     }
 
+    /// As [`Rebatcher::push`], of a batch that can be decompressed, with those records only that `keep` wants, and with
+    /// `horizon` as the time until when tombstones among them are kept. Always merges. What is dropped behind the
+    /// last record that is kept stays as a gap.
+    pub fn push_thinned(
+        &mut self,
+        batch: &[u8],
+        horizon: Option<i64>,
+        keep: impl FnMut(&Record) -> bool,
+        out: &mut impl FnMut(&[u8]),
+    ) -> Result<(), RebatchError> {
+        let header = self.next(batch)?;
+        let mut plain = std::mem::take(&mut self.plain);
+        let result = (|| {
+            self.decompressor
+                .decompress(batch, codec::MAX_PLAIN, &mut plain)?;
+            self.gather(&header, &plain, horizon, keep, out)?;
+            self.expected = header.next_offset();
+            Ok(())
+        })();
+        self.plain = plain;
+        result
+    }
+
+    /// Checks that a batch is valid and comes in order.
+    fn next(&self, batch: &[u8]) -> Result<BatchHeader, RebatchError> {
+        let header = record_batch::validate(batch)?;
+        if header.base_offset < 0 || header.next_offset() == i64::MAX {
+            return Err(RebatchError::Offset(header.base_offset));
+        }
+        if header.base_offset < self.expected {
+            return Err(RebatchError::Order {
+                offset: header.base_offset,
+                expected: self.expected,
+            });
+        }
+        Ok(header)
+    }
+
+    /// Whether a plain batch is what merging would make of it.
+    fn is_done(&self, len: usize) -> bool {
+        let records = len - HEADER_LEN;
+        self.compressor.codec() == Codec::None
+            && records <= self.target
+            && records >= self.target / DONE_PART * (DONE_PART - 1)
+    }
+
     /// Hands out what is gathered; the next batch may be another partition's.
     pub fn finish(&mut self, out: &mut impl FnMut(&[u8])) {
         self.emit(out);
@@ -134,6 +188,11 @@ impl Rebatcher {
         if self.compressor.codec() == Codec::None || batch.len() > self.target / SMALL_PART {
             return false;
         }
+        // Merged before, and small since it compressed well.
+        let done = (self.target / DONE_PART * (DONE_PART - 1)) as u64;
+        if codec::plain_size(batch).is_some_and(|size| size >= done) {
+            return false;
+        }
         let limit = HEADER_LEN.saturating_add(self.target);
         // What cannot be read, or is too large, is its readers' affair.
         self.decompressor
@@ -141,15 +200,19 @@ impl Rebatcher {
             .is_ok()
     }
 
-    /// Appends the records of a plain, validated batch.
+    /// Appends the records of a plain, validated batch that `keep` wants.
     fn gather(
         &mut self,
         header: &BatchHeader,
         batch: &[u8],
+        horizon: Option<i64>,
+        mut keep: impl FnMut(&Record) -> bool,
         out: &mut impl FnMut(&[u8]),
     ) -> Result<(), BatchError> {
         let fits = self.run.is_some_and(|run| {
             run.append_time == header.append_time()
+                // Tombstones would have to wait for later ones beside them.
+                && (horizon.is_none() || run.horizon == horizon)
                 && header.next_offset() - 1 - run.base_offset <= i64::from(i32::MAX)
         });
         if !fits {
@@ -160,6 +223,10 @@ impl Rebatcher {
         let mut base_offset = Some(header.base_offset);
         for record in Records::new(batch)? {
             let record = record?;
+            if !keep(&record) {
+                base_offset = None;
+                continue;
+            }
             let base = base_offset.take().unwrap_or(record.offset);
             let room = self.target.saturating_sub(self.gathered.len() - HEADER_LEN);
             if PREFIX_MAX + record.fields().len() > room {
@@ -168,9 +235,10 @@ impl Rebatcher {
             let run = self.run.get_or_insert(Run {
                 base_offset: base,
                 next_offset: base,
-                base_timestamp: record.timestamp,
+                base_timestamp: horizon.unwrap_or(record.timestamp),
                 max_timestamp: record.timestamp,
                 append_time: header.append_time(),
+                horizon,
                 count: 0,
             });
             let timestamp_delta = record.timestamp.wrapping_sub(run.base_timestamp);
@@ -207,7 +275,8 @@ impl Rebatcher {
             partition_leader_epoch: 0,
             magic: MAGIC,
             crc: 0,
-            attributes: run.append_time.map_or(0, |_| LOG_APPEND_TIME),
+            attributes: run.append_time.map_or(0, |_| LOG_APPEND_TIME)
+                | run.horizon.map_or(0, |_| DELETE_HORIZON),
             // At most `i32::MAX`: more `gather` does not let in.
             last_offset_delta: (run.next_offset - run.base_offset - 1) as i32,
             base_timestamp: run.base_timestamp,
@@ -434,7 +503,7 @@ mod tests {
             with(CONTROL),
             source(&["b"]),
             with(TRANSACTIONAL),
-            with(1 << 6),
+            with(1 << 7),
             source(&["c"]),
             // Too large when decompressed, too large as it is.
             Source {

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::error::StoreError;
-use super::manifest::{self, FileMeta, Manifest, Record, State};
+use super::manifest::{self, FileMeta, Manifest, NEVER_COMPACTED, Record, State};
 use super::sst::format::HEADER;
 use super::sst::{PartitionExtent, SstInfo, SstReader, SstReport};
 use super::store::{check_files, check_manifest, list_files, sst_path};
@@ -184,7 +184,7 @@ pub fn plan(
             && before.lsn_start == meta.lsn_start
             && before.lsn_end == meta.lsn_end
         {
-            meta.merges = before.merges;
+            (meta.merges, meta.due) = (before.merges, before.due);
         }
         state.files.push(meta);
         if !candidate.report.findings.is_empty() {
@@ -402,6 +402,7 @@ fn candidate(
             min_time: footer.min_time,
             max_time: footer.max_time,
             merges: 0,
+            due: NEVER_COMPACTED,
         },
         extents,
         report,
@@ -481,6 +482,18 @@ fn spans<'a>(candidates: &[Candidate], files: impl Iterator<Item = &'a usize>) -
     spans
 }
 
+/// Whether there is an offset that both have.
+fn intersect(a: &Spans, b: &Spans) -> bool {
+    a.iter().any(|(key, list)| {
+        let others = b.get(key).map_or(&[][..], Vec::as_slice);
+        list.iter().any(|span| {
+            others
+                .iter()
+                .any(|other| span.0 < other.1 && other.0 < span.1)
+        })
+    })
+}
+
 /// Offsets of `a` that `b` lacks, as how many and an example.
 fn lacks(a: &Spans, b: &Spans) -> Option<(u64, PartitionKey, i64)> {
     let mut found: Option<(u64, PartitionKey, i64)> = None;
@@ -522,13 +535,16 @@ fn choose(candidates: &[Candidate], repair: &mut ShardRepair) -> Vec<usize> {
     all.sort_by_key(|run| (run.end - run.start, run.files.first().copied()));
     let mut chosen: Vec<Run> = Vec::new();
     for run in all {
-        let (under, rest): (Vec<Run>, Vec<Run>) =
-            chosen.iter().cloned().partition(|c| c.overlaps(&run));
+        let new = spans(candidates, run.files.iter());
+        // Compacted topics have files of their own for the same part of the log.
+        let (under, rest): (Vec<Run>, Vec<Run>) = chosen
+            .iter()
+            .cloned()
+            .partition(|c| c.overlaps(&run) && intersect(&spans(candidates, c.files.iter()), &new));
         if under.is_empty() {
             chosen.push(run);
             continue;
         }
-        let new = spans(candidates, run.files.iter());
         let old = spans(candidates, under.iter().flat_map(|r| &r.files));
         let only_old = lacks(&old, &new);
         if lacks(&new, &old).is_some() || only_old.is_none() {

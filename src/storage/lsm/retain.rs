@@ -1,22 +1,28 @@
 //! Which messages retention lets go, and which files nobody needs any more.
 //!
 //! A partition's start moves to the end of an extent whose messages all arrived too long ago, by the server's clock and
-//! not by what producers say, or that lies before the newest bytes it may keep. A file goes when every partition in
-//! it begins behind it; what a later merge meets before a partition's start it leaves out.
+//! not by what producers say, or that lies before the newest bytes it may keep. Within an extent, a merged one may be
+//! large, it moves to a block, once a part of what may be kept is too much: not every second by a little. A file goes
+//! when every partition in it begins behind it; what a later merge meets before a partition's start it leaves out.
 //!
-//! Source: Kafka's log retention (`retention.ms`, `retention.bytes`); extents stand for its segments.
+//! Source: Kafka's log retention (`retention.ms`, `retention.bytes`); extents and blocks stand for its segments.
 
 use super::manifest::Edit;
 use super::policy::Policy;
-use super::store::View;
+use super::sst::SstError;
+use super::store::{Extent, Store, View};
 use crate::storage::PartitionKey;
 
-/// The starts that have to move now; also gives how many records go.
+/// Within an extent the start moves when one part in so many of what may be kept is too much.
+const SLACK_PART: i64 = 8;
+
+/// The starts that have to move now.
 pub(super) fn expired(
+    store: &Store,
     view: &View,
     now_ms: i64,
     policy: &mut dyn FnMut(u32) -> Policy,
-) -> Vec<(PartitionKey, i64)> {
+) -> Result<Vec<(PartitionKey, i64)>, SstError> {
     let mut trims = Vec::new();
     let mut topic: Option<(u32, Policy)> = None;
     for (key, extents) in view.partitions() {
@@ -44,11 +50,53 @@ pub(super) fn expired(
             bytes -= oldest.bytes;
             rest = others;
         }
+        if let Some(oldest) = rest.first() {
+            new = new.max(within(store, key, oldest, bytes, now_ms, policy)?);
+        }
         if new > start {
             trims.push((key, new));
         }
     }
-    trims
+    Ok(trims)
+}
+
+/// Where the partition is to begin in its oldest extent; 0: as it does. `bytes`: its bytes from that extent on.
+fn within(
+    store: &Store,
+    key: PartitionKey,
+    oldest: &Extent,
+    bytes: u64,
+    now_ms: i64,
+    policy: &Policy,
+) -> Result<i64, SstError> {
+    // A flushed extent goes as a whole; looking into each would cost what it gains.
+    if oldest.file.meta.merges == 0 || oldest.file.is_quarantined() {
+        return Ok(0);
+    }
+    let mut new = 0;
+    let reader = || {
+        let reader = store.reader(&oldest.file);
+        reader.inspect_err(|error| store.damaged(&oldest.file, error))
+    };
+    if let Some(ms) = policy.retention_ms {
+        let slack = ms / SLACK_PART;
+        let cutoff = now_ms.saturating_sub(ms);
+        if oldest.min_time < cutoff.saturating_sub(slack)
+            && let Some(block) = reader()?.locate_time(key, cutoff)?
+        {
+            new = block.first_offset;
+        }
+    }
+    if let Some(most) = policy.retention_bytes {
+        let slack = most / SLACK_PART as u64;
+        if bytes > most.saturating_add(slack) {
+            // What the newer extents leave of it.
+            let own = most.saturating_sub(bytes - oldest.bytes);
+            let first = reader()?.locate_last_bytes(key, own)?;
+            new = new.max(first.map_or(0, |block| block.first_offset));
+        }
+    }
+    Ok(new)
 }
 
 /// The files that have nothing behind their partitions' starts, as the edit that removes them.

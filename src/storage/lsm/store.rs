@@ -5,7 +5,7 @@
 //! file is removed only when no view names it any more. Readers take the current view by one short lock
 //! that is never held while anything is read or written.
 //!
-//! Memory: 48 bytes for each partition of each run, the manifest's state, and the mappings of files, which
+//! Memory: 56 bytes for each partition of each run, the manifest's state, and the mappings of files, which
 //! hold page cache that the kernel takes back when it must; at most [`MAPPED_FILES`] at a time.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -18,6 +18,7 @@ use super::codec;
 use super::error::StoreError;
 use super::manifest::{self, Edit, FileMeta, Manifest, State};
 use super::sst::{PartitionExtent, SstError, SstReader};
+use super::steps::step;
 use crate::storage::PartitionKey;
 use crate::storage::reader::Outcome;
 use crate::storage::wal::LogId;
@@ -108,7 +109,7 @@ impl Drop for StoreFile {
     fn drop(&mut self) {
         if *self.obsolete.get_mut() {
             // What stays because of an error is removed at the next start.
-            let _ = fs::remove_file(&self.path);
+            let _ = step().and_then(|()| fs::remove_file(&self.path));
         }
     }
 }
@@ -124,6 +125,8 @@ pub struct Extent {
     pub end: i64,
     /// Latest time of arrival, Unix ms.
     pub max_time: i64,
+    /// Latest time of arrival in its first block.
+    pub min_time: i64,
     /// Bytes of record batches.
     pub bytes: u64,
 }
@@ -178,6 +181,7 @@ impl View {
                 first: extent.first_offset,
                 end: extent.end_offset,
                 max_time: extent.max_time,
+                min_time: extent.min_time,
                 bytes: extent.bytes,
             };
             let at = list.partition_point(|e| e.file.meta.lsn_start < file.meta.lsn_start);
@@ -195,12 +199,26 @@ pub struct StoreStats {
     pub flush_read_bytes: AtomicU64,
     /// Bytes of SSTs that flushes wrote.
     pub flush_written_bytes: AtomicU64,
-    /// Records in files that retention removed.
+    /// Expired records, and deleted topics', that went with their files or were left out of merges.
     pub records_expired: AtomicU64,
     /// Blocks found damaged.
     pub damaged_blocks: AtomicU64,
     /// ns of CPU that flushing took.
     pub flush_cpu_ns: AtomicU64,
+    /// Merges that were completed.
+    pub merges: AtomicU64,
+    /// Bytes of record batches that merges read, those under way included, and bytes of SSTs that they wrote.
+    pub merge_read_bytes: AtomicU64,
+    /// See `merge_read_bytes`.
+    pub merge_written_bytes: AtomicU64,
+    /// ns of CPU that merging took.
+    pub merge_cpu_ns: AtomicU64,
+    /// Records that compaction by key dropped.
+    pub records_compacted: AtomicU64,
+    /// The merge that runs: bytes of record batches in its files; 0: none runs. And those it is through with.
+    pub merging_bytes: AtomicU64,
+    /// See `merging_bytes`.
+    pub merged_bytes: AtomicU64,
 }
 
 /// The SSTs of one shard. Any number of reading threads; one maintains.
@@ -212,6 +230,10 @@ pub struct Store {
     manifest: Option<Mutex<Manifest>>,
     clock: AtomicU64,
     mapped: AtomicU64,
+    /// The next file's number, where more were handed out than the manifest knows of.
+    numbers: AtomicU64,
+    /// The log has grown long: flushing comes before everything else.
+    pub(super) behind: AtomicBool,
     /// Counters of maintenance and damage.
     pub stats: StoreStats,
 }
@@ -238,7 +260,9 @@ impl Store {
         let known: HashSet<u64> = state.files.iter().map(|f| f.number).collect();
         for number in found.into_iter().filter(|number| !known.contains(number)) {
             let path = sst_path(dir, number);
-            fs::remove_file(&path).map_err(StoreError::io("cannot remove", &path))?;
+            step()
+                .and_then(|()| fs::remove_file(&path))
+                .map_err(StoreError::io("cannot remove", &path))?;
         }
         Ok(Arc::new(Self::build(dir, id, &state, Some(manifest))))
     }
@@ -259,6 +283,8 @@ impl Store {
             manifest: manifest.map(Mutex::new),
             clock: AtomicU64::new(1),
             mapped: AtomicU64::new(0),
+            numbers: AtomicU64::new(0),
+            behind: AtomicBool::new(false),
             stats: StoreStats::default(),
         };
         store.show(state);
@@ -322,13 +348,37 @@ impl Store {
         Ok(!new.is_empty())
     }
 
+    /// Puts `add` in the place of the files `remove`; false, and nothing happens, where one of these is gone by now or
+    /// was found to be damaged.
+    pub(super) fn replace(&self, remove: &[u64], add: Vec<FileMeta>) -> Result<bool, StoreError> {
+        let Some(manifest) = &self.manifest else {
+            return Err(StoreError::ReadOnly {
+                dir: self.dir.clone(),
+            });
+        };
+        let mut manifest = lock(manifest);
+        let view = self.view();
+        let there = |number: &u64| {
+            let file = view.files.iter().find(|file| file.meta.number == *number);
+            file.is_some_and(|file| !file.is_quarantined())
+        };
+        if !remove.iter().all(there) {
+            return Ok(false);
+        }
+        let remove = remove.to_vec();
+        manifest.commit(&Edit::Replace { remove, add })?;
+        self.show(manifest.state());
+        Ok(true)
+    }
+
     /// A number for a new file, and where it is to be made. The number counts once an edit names it.
-    pub fn next_file(&self, after: u64) -> (u64, PathBuf) {
+    pub fn next_file(&self) -> (u64, PathBuf) {
         let next = match &self.manifest {
             Some(manifest) => lock(manifest).state().next_number,
             None => 1,
         };
-        let number = next.max(after + 1);
+        self.numbers.fetch_max(next, Ordering::Relaxed);
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         (number, sst_path(&self.dir, number))
     }
 
@@ -401,7 +451,7 @@ impl Store {
     }
 
     /// Says of a damaged file what is wrong, and keeps it from being merged away.
-    fn damaged(&self, file: &StoreFile, error: &SstError) {
+    pub(super) fn damaged(&self, file: &StoreFile, error: &SstError) {
         self.stats.damaged_blocks.fetch_add(1, Ordering::Relaxed);
         if !file.quarantined.swap(true, Ordering::AcqRel) {
             tracing::error!(
@@ -510,8 +560,9 @@ impl Store {
                 )))
             })();
             match found {
-                Ok(Some(offset)) if offset >= start => return Ok(Some(offset)),
-                Ok(_) => return Ok(Some(start)),
+                Ok(Some(offset)) => return Ok(Some(offset.max(start))),
+                // Compaction dropped what arrived then.
+                Ok(None) => {}
                 Err(error) => {
                     let error: SstError = error;
                     self.damaged(&extent.file, &error);

@@ -1,5 +1,6 @@
-//! Log and SSTs together against a model in memory: appends, flushes, clean stops and kills in random order; what
-//! was durable is read back, whole, in order, by offset and by time.
+//! Log and SSTs together against a model in memory: appends, flushes, merges, compaction by key, clean stops and kills
+//! between any two steps on the file system, in random order; what was durable is read back, whole, in order, by
+//! offset and by time.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,14 +10,19 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::StoreError;
 use super::codec;
+use super::flush::unix_ms;
 use super::maintain::{MaintainConfig, Maintenance};
-use super::policy::Policy;
-use super::store::Store;
+use super::merge::Merger;
+use super::pick::Shape;
+use super::policy::{Compaction, Policy};
+use super::steps;
+use super::store::{Store, View};
 use crate::storage::wal::segment::{list_segments, shard_dir};
 use crate::storage::wal::{LogId, Replay};
 use crate::storage::{LogReader, PartitionKey, WalConfig, WalShared, WalWriter};
-use crate::wire::record_batch::{BatchWriter, Records, parse_header};
+use crate::wire::record_batch::{BatchWriter, Record, Records, parse_header};
 
 const STORE: u128 = 42;
 const COMMIT: usize = 64 << 10;
@@ -32,6 +38,17 @@ pub(super) fn key(partition: u32) -> PartitionKey {
     }
 }
 
+/// Key and value.
+pub(super) type Message = (Option<u8>, Option<Vec<u8>>);
+
+/// Merges of few small files, with few keys in memory.
+const KEYS: usize = 3;
+const SHAPE: Shape = Shape {
+    fan_in: 3,
+    tier: 32 << 10,
+    merged_max: 600 << 10,
+};
+
 struct Nothing;
 impl Replay for Nothing {
     fn snapshot(&mut self, _: &[u8], _: u32, _: u32) {}
@@ -43,9 +60,16 @@ pub(super) struct Shard {
     dir: TempDir,
     staging: TempDir,
     pub(super) policy: Policy,
+    /// Topic 2 is compacted by key; a topic that ever was may lack records.
+    pub(super) compaction: Option<Compaction>,
+    loose: bool,
+    /// The mergers' clock is so much ahead, in ms.
+    pub(super) ahead: i64,
     pub(super) open: Option<Open>,
-    /// The values of each partition, from its first offset on; `None`: compaction may have dropped it.
+    /// The values of each partition, from its first offset on.
     pub(super) model: BTreeMap<PartitionKey, Vec<Vec<u8>>>,
+    /// Those of topic 2's partitions, where they have keys.
+    pub(super) keyed: BTreeMap<PartitionKey, Vec<Message>>,
     now_ns: u64,
 }
 
@@ -54,6 +78,7 @@ pub(super) struct Open {
     pub(super) shared: Arc<WalShared>,
     pub(super) store: Arc<Store>,
     pub(super) maintenance: Maintenance,
+    pub(super) merger: Merger,
 }
 
 impl Shard {
@@ -62,8 +87,12 @@ impl Shard {
             dir: tempfile::tempdir().unwrap(),
             staging: tempfile::tempdir_in("/dev/shm").unwrap(),
             policy,
+            compaction: None,
+            loose: false,
+            ahead: 0,
             open: None,
             model: BTreeMap::new(),
+            keyed: BTreeMap::new(),
             now_ns: 1,
         };
         shard.open();
@@ -77,6 +106,11 @@ impl Shard {
     pub(super) fn open(&mut self) {
         fs::create_dir_all(self.path()).unwrap();
         let store = Store::open(&self.path(), ID).unwrap();
+        self.open_log(store);
+    }
+
+    fn open_log(&mut self, store: Arc<Store>) {
+        self.loose |= self.compaction.is_some();
         let config = WalConfig {
             segment_size: 4 * COMMIT as u64,
             prepared_segments: 1,
@@ -88,18 +122,25 @@ impl Shard {
             ..WalConfig::new(self.dir.path(), STORE)
         };
         let (wal, shared, _) = WalWriter::open(&config, 0, &mut Nothing).unwrap();
-        let policy = self.policy.clone();
+        let (policy, compaction) = (self.policy.clone(), self.compaction);
         let config = MaintainConfig {
             batch_target: 4096,
-            policies: Arc::new(move |_| policy.clone()),
+            policies: Arc::new(move |topic| Policy {
+                compaction: compaction.filter(|_| topic == 2),
+                ..policy.clone()
+            }),
             started: Arc::new(|_, _| {}),
         };
+        let policies = Arc::clone(&config.policies);
+        let merger = Merger::new(Arc::clone(&store), policies, 4096, Arc::default());
+        let merger = merger.sized(KEYS, SHAPE);
         let maintenance = Maintenance::new(Arc::clone(&store), Arc::clone(&shared), config);
         self.open = Some(Open {
             wal,
             shared,
             store,
             maintenance,
+            merger,
         });
     }
 
@@ -119,6 +160,26 @@ impl Shard {
         let len = writer.finish(base);
         self.publish(Some(key), &bytes[..len]);
         self.settle();
+    }
+
+    /// As [`Shard::append`], with keys and tombstones, to a partition of topic 2.
+    pub(super) fn append_keyed(&mut self, key: PartitionKey, messages: Vec<Message>) {
+        let base = self.keyed.entry(key).or_default().len() as i64;
+        let room: usize = messages
+            .iter()
+            .map(|m| m.1.as_ref().map_or(0, Vec::len))
+            .sum();
+        let mut bytes = vec![0; 200 + room + messages.len() * 50];
+        let mut writer = BatchWriter::new(&mut bytes, 1000);
+        for (key, value) in &messages {
+            let key = key.map(|key| [key]);
+            let key = key.as_ref().map(|key| &key[..]);
+            writer.push(1000 + base, key, value.as_deref()).unwrap();
+        }
+        let len = writer.finish(base);
+        self.publish(Some(key), &bytes[..len]);
+        self.settle();
+        self.keyed.get_mut(&key).unwrap().extend(messages);
     }
 
     fn publish(&mut self, key: Option<PartitionKey>, bytes: &[u8]) {
@@ -157,7 +218,46 @@ impl Shard {
     pub(super) fn stop(&mut self) {
         let open = self.open.take().unwrap();
         drop(open.maintenance);
+        drop(open.merger);
         open.wal.close().unwrap();
+    }
+
+    pub(super) fn merge(&mut self) -> bool {
+        self.try_merge().unwrap()
+    }
+
+    pub(super) fn try_merge(&mut self) -> Result<bool, StoreError> {
+        let now = unix_ms() + self.ahead;
+        self.open.as_mut().unwrap().merger.step_at(now)
+    }
+
+    /// Kills the process after `steps` steps of flushing and merging; the next start, too, where steps are left.
+    fn crash(&mut self, steps: u32, merge_first: bool) {
+        steps::allow(Some(steps));
+        for turn in 0.. {
+            let merge = (turn % 2 == 0) == merge_first;
+            let open = self.open.as_mut().unwrap();
+            let result = match merge {
+                true => self.try_merge(),
+                false => open.maintenance.step(),
+            };
+            if result.is_err() || steps::is_dead() || (turn > 6 && matches!(result, Ok(false))) {
+                break;
+            }
+        }
+        let open = self.open.take().unwrap();
+        drop((
+            open.maintenance,
+            open.merger,
+            open.wal,
+            open.store,
+            open.shared,
+        ));
+        if let Ok(store) = Store::open(&self.path(), ID) {
+            drop(store);
+        }
+        steps::allow(None);
+        self.open();
     }
 
     /// A clean stop, or what a kill leaves; and a start.
@@ -200,6 +300,68 @@ impl Shard {
             let first = self.reader().offset_for_time(key, 0).unwrap();
             assert_eq!(first, (!values.is_empty()).then_some(0));
         }
+        for (&key, messages) in &self.keyed {
+            let bounds = (0, messages.len() as i64);
+            assert_eq!(self.reader().bounds(key).unwrap(), bounds, "{key:?}");
+            // However far back a reader begins, it sees what counts. What is still in the log may be seen, too.
+            for (from, max) in [(0, 1 << 30), (0, 1), (bounds.1 / 2, 5000)] {
+                let read = self.messages(key, from, max);
+                self.check_keyed(messages, from, &read);
+            }
+            let first = self.reader().offset_for_time(key, 0).unwrap();
+            let read = self.messages(key, first.unwrap(), 1 << 20);
+            self.check_keyed(messages, 0, &read);
+        }
+    }
+
+    /// What is read of a partition is what was written, but for what a compacted topic may lose.
+    fn check_keyed(&self, written: &[Message], from: i64, read: &[(i64, Message)]) {
+        assert!(read.is_sorted_by(|a, b| a.0 < b.0));
+        let mut last: BTreeMap<u8, (i64, bool)> = BTreeMap::new();
+        for (offset, (key, value)) in (0..).zip(written) {
+            key.map(|key| last.insert(key, (offset, value.is_none())));
+        }
+        let there: BTreeMap<i64, &Message> = read.iter().map(|(at, m)| (*at, m)).collect();
+        let waits = self.compaction.is_some_and(|c| c.min_lag_ms > self.ahead);
+        for (offset, message) in (0..).zip(written).skip(from as usize) {
+            match there.get(&offset) {
+                Some(read) => assert_eq!(*read, message, "offset {offset}"),
+                None => {
+                    assert!(self.loose && !waits, "offset {offset} is gone");
+                    let key = message.0.expect("without a key a record stays");
+                    let (newest, tombstone) = last[&key];
+                    let kept = self.compaction.map_or(0, |c| c.delete_retention_ms);
+                    let superseded = newest > offset;
+                    let expired = tombstone && kept <= self.ahead;
+                    assert!(
+                        superseded || expired,
+                        "offset {offset}: {message:?} is gone"
+                    );
+                    assert!(offset + 1 < written.len() as i64, "the last record is gone");
+                }
+            }
+        }
+        // Who applies one after the other ends up with the same.
+        let mut state: BTreeMap<u8, &Option<Vec<u8>>> = BTreeMap::new();
+        for (_, (key, value)) in read {
+            key.map(|key| state.insert(key, value));
+        }
+        last.retain(|_, (offset, _)| *offset >= from);
+        for (key, (offset, tombstone)) in last {
+            match state.get(&key) {
+                Some(value) => assert_eq!(**value, written[offset as usize].1, "key {key}"),
+                None => assert!(tombstone, "key {key}"),
+            }
+        }
+    }
+
+    pub(super) fn messages(&self, key: PartitionKey, from: i64, max: usize) -> Vec<(i64, Message)> {
+        let mut out = Vec::new();
+        each(&mut self.reader(), key, from, max, |record| {
+            let key = record.key.map(|key| key[0]);
+            out.push((record.offset, (key, record.value.map(<[u8]>::to_vec))));
+        });
+        out
     }
 }
 
@@ -210,7 +372,21 @@ pub(super) fn records(
     from: i64,
     max: usize,
 ) -> Vec<(i64, Vec<u8>)> {
-    let (mut next, mut out, mut scratch) = (from, Vec::new(), Vec::new());
+    let mut out = Vec::new();
+    each(reader, key, from, max, |record| {
+        out.push((record.offset, record.value.unwrap_or_default().to_vec()));
+    });
+    out
+}
+
+fn each(
+    reader: &mut LogReader,
+    key: PartitionKey,
+    from: i64,
+    max: usize,
+    mut take: impl FnMut(&Record),
+) {
+    let (mut next, mut scratch) = (from, Vec::new());
     loop {
         let mut bytes = Vec::new();
         let outcome = reader.read(key, next, max, &mut bytes).unwrap();
@@ -219,14 +395,15 @@ pub(super) fn records(
             let batch = &bytes[at..at + parse_header(&bytes[at..]).unwrap().total_len()];
             for record in Records::new(codec::plain(batch, &mut scratch).unwrap()).unwrap() {
                 let record = record.unwrap();
+                assert!(record.timestamp >= 1000);
                 if record.offset >= next {
-                    out.push((record.offset, record.value.unwrap_or_default().to_vec()));
+                    take(&record);
                 }
             }
             at += batch.len();
         }
         if outcome.next_offset == next {
-            return out;
+            return;
         }
         next = outcome.next_offset;
     }
@@ -235,36 +412,149 @@ pub(super) fn records(
 #[derive(Debug, Clone)]
 enum Op {
     Append(u32, usize, usize),
+    /// Messages with keys; how large their values are.
+    Keyed(u32, Vec<(Option<u8>, bool)>, usize),
+    /// So many bytes that a segment is full, and its flush.
+    Fill(u32, u8),
     Step,
+    Merge,
     Check,
     Restart(bool),
+    /// The process dies after so many steps on the file system.
+    Crash(u32, bool),
+    /// Time goes on, in minutes.
+    Later(i64),
+    /// Somebody reads for long.
+    Hold,
+    /// The topic is compacted from now on, or no longer.
+    Flip,
 }
 
 fn ops() -> impl Strategy<Value = Op> {
+    let keyed = (
+        prop::option::weighted(0.95, 0..8u8),
+        prop::bool::weighted(0.25),
+    );
+    let messages = prop::collection::vec(keyed, 1..12);
     prop_oneof![
-        12 => (0..5u32, 1..20usize, 0..3000usize).prop_map(|(p, n, s)| Op::Append(p, n, s)),
+        6 => (0..3u32, 1..20usize, 0..3000usize).prop_map(|(p, n, s)| Op::Append(2 * p, n, s)),
+        8 => (0..3u32, messages, 0..3000usize).prop_map(|(p, m, s)| Op::Keyed(2 * p + 1, m, s)),
+        5 => (0..6u32, any::<u8>()).prop_map(|(p, n)| Op::Fill(p, n)),
         4 => Just(Op::Step),
+        4 => Just(Op::Merge),
         1 => Just(Op::Check),
         1 => any::<bool>().prop_map(Op::Restart),
+        3 => (0..40u32, any::<bool>()).prop_map(|(n, first)| Op::Crash(n, first)),
+        1 => (1..90i64).prop_map(Op::Later),
+        1 => Just(Op::Hold),
+        1 => Just(Op::Flip),
     ]
+}
+
+fn compactions() -> impl Strategy<Value = Option<Compaction>> {
+    const HOUR: i64 = 3_600_000;
+    let lag = prop_oneof![3 => Just(0), 1 => Just(HOUR)];
+    let compaction = (prop_oneof![Just(0), Just(HOUR)], lag, 0..=10u32);
+    let compaction = compaction.prop_map(|(retention, min_lag_ms, ratio)| Compaction {
+        delete_retention_ms: retention,
+        min_lag_ms,
+        dirty_ratio: f64::from(ratio) / 10.0,
+    });
+    prop::option::weighted(0.9, compaction)
+}
+
+fn value(size: usize, n: usize) -> Vec<u8> {
+    (0..size).map(|i| (i % 11 + n) as u8).collect()
+}
+
+fn apply(shard: &mut Shard, op: Op, held: &mut Option<Arc<View>>) {
+    match op {
+        Op::Append(partition, records, size) => shard.append(key(partition), records, size),
+        Op::Keyed(partition, keys, size) => {
+            let messages = keys.into_iter().enumerate();
+            let messages = messages
+                .map(|(n, (key, none))| (key, (!none).then(|| value(size, n))))
+                .collect();
+            shard.append_keyed(key(partition), messages);
+        }
+        Op::Fill(partition, n) => {
+            let files = |shard: &Shard| shard.open.as_ref().unwrap().store.view().flushed_lsn;
+            let before = files(shard);
+            while files(shard) == before {
+                match partition % 2 {
+                    0 => shard.append(key(partition), 18, 3000),
+                    _ => {
+                        let messages = (0..18).map(|i| {
+                            let key = n.wrapping_mul(31).wrapping_add(i) % 24;
+                            (Some(key), Some(value(3000, usize::from(i))))
+                        });
+                        shard.append_keyed(key(partition), messages.collect());
+                    }
+                }
+                shard.step();
+            }
+        }
+        Op::Step => drop(shard.step()),
+        Op::Merge => drop(shard.merge()),
+        Op::Check => shard.check(),
+        Op::Restart(clean) => {
+            *held = None;
+            shard.restart(clean);
+        }
+        Op::Crash(steps, merge_first) => {
+            *held = None;
+            shard.crash(steps, merge_first);
+            shard.check();
+        }
+        Op::Later(minutes) => shard.ahead += minutes * 60_000,
+        Op::Hold => *held = Some(shard.open.as_ref().unwrap().store.view()),
+        Op::Flip => {
+            shard.compaction = match shard.compaction {
+                Some(_) => None,
+                // What was dropped under other settings is not held against these.
+                None => Some(Compaction {
+                    delete_retention_ms: 0,
+                    ..Compaction::default()
+                }),
+            };
+            *held = None;
+            shard.restart(true);
+        }
+    }
+    for file in held.iter().flat_map(|view| &view.files) {
+        assert!(file.path().exists(), "a file that somebody reads is gone");
+    }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
     #[test]
-    fn what_is_durable_is_read_whatever_happens(ops in prop::collection::vec(ops(), 1..60)) {
+    fn what_is_durable_is_read_whatever_happens(
+        compaction in compactions(),
+        ops in prop::collection::vec(ops(), 1..60),
+    ) {
         let mut shard = Shard::new(Policy::default());
+        shard.compaction = compaction;
+        shard.restart(true);
+        let mut held = None;
         for op in ops {
-            match op {
-                Op::Append(partition, records, size) => shard.append(key(partition), records, size),
-                Op::Step => { shard.step(); }
-                Op::Check => shard.check(),
-                Op::Restart(clean) => shard.restart(clean),
-            }
+            apply(&mut shard, op, &mut held);
         }
         shard.check();
         shard.maintain();
+        while shard.merge() {}
         shard.check();
+        drop(held);
+        // Nothing lies about that the store does not name.
+        let view = shard.open.as_ref().unwrap().store.view();
+        let named: Vec<_> = view.files.iter().map(|file| file.meta.number).collect();
+        let mut found = super::store::list_files(&shard.path()).unwrap();
+        found.retain(|number| !named.contains(number));
+        prop_assert_eq!(found, Vec::<u64>::new());
+        for file in &view.files {
+            let report = file.reader().unwrap().verify(|_| {});
+            prop_assert!(report.findings.is_empty(), "{:?}", report.findings);
+        }
         let files = LogReader::of_files(&shard.path(), ID);
         prop_assert!(files.is_ok());
         let mut files = files.unwrap();

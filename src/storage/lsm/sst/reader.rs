@@ -224,6 +224,47 @@ impl SstReader {
         Ok((block.key == key).then_some(block))
     }
 
+    /// Bytes of the blocks of `key` that end at `offset` or before.
+    pub fn bytes_before(&self, key: PartitionKey, offset: i64) -> Result<u64, SstError> {
+        let Some(first) = self.locate(key, -1)? else {
+            return Ok(0);
+        };
+        let end = match self.locate(key, offset)? {
+            Some(block) => block.position,
+            None => {
+                let behind = self.upper_bound(key, i64::MAX)?;
+                let last = self.block_at(behind.saturating_sub(1))?;
+                last.position.saturating_add(u64::from(last.len))
+            }
+        };
+        Ok(end.saturating_sub(first.position))
+    }
+
+    /// The first block of `key` behind which, itself included, at most `bytes` bytes of the partition lie; `None`: even
+    /// the last block is larger.
+    pub fn locate_last_bytes(
+        &self,
+        key: PartitionKey,
+        bytes: u64,
+    ) -> Result<Option<Block>, SstError> {
+        let mut from = self.upper_bound(key, -1)?;
+        let mut to = self.upper_bound(key, i64::MAX)?;
+        if from == to {
+            return Ok(None);
+        }
+        let (behind, last) = (to, self.block_at(to - 1)?);
+        let end = last.position.saturating_add(u64::from(last.len));
+        while from < to {
+            let middle = from + (to - from) / 2;
+            if end.saturating_sub(self.block_at(middle)?.position) > bytes {
+                from = middle + 1;
+            } else {
+                to = middle;
+            }
+        }
+        (from < behind).then(|| self.block_at(from)).transpose()
+    }
+
     /// The blocks of `key` from the one that ends behind `from` on.
     pub fn blocks(&self, key: PartitionKey, from: i64) -> Result<Blocks<'_>, SstError> {
         Ok(Blocks {

@@ -16,6 +16,7 @@ use super::format::{
 };
 use super::{SstError, TARGET_BLOCK};
 use crate::storage::PartitionKey;
+use crate::storage::lsm::steps::step;
 use crate::storage::wal::segment::sync_dir;
 use crate::wire::record_batch;
 
@@ -64,7 +65,9 @@ impl SstWriter {
     /// Begins the file that will be `path`.
     pub fn create(path: &Path, info: SstInfo) -> Result<SstWriter, SstError> {
         let temporary = path.with_extension("tmp");
-        let file = File::create(&temporary).map_err(SstError::io("cannot create", &temporary))?;
+        let file = step()
+            .and_then(|()| File::create(&temporary))
+            .map_err(SstError::io("cannot create", &temporary))?;
         let mut buffer = Vec::with_capacity(BUFFER + TARGET_BLOCK);
         buffer.extend_from_slice(&info.encode());
         Ok(SstWriter {
@@ -147,6 +150,43 @@ impl SstWriter {
         self.put(batch)
     }
 
+    /// Says that the file stands for the offsets from `first` to before `end` of `key`, the last partition written to or
+    /// a later one, although compaction may have left less of them, or nothing: then `time` is when they arrived.
+    pub fn cover(
+        &mut self,
+        key: PartitionKey,
+        first: i64,
+        end: i64,
+        time: i64,
+    ) -> Result<(), SstError> {
+        self.close_block();
+        let first_block = (self.blocks.len() / LEAF_ENTRY) as u64;
+        match self.table.last_mut() {
+            Some(last) if last.key == key => {
+                last.first_offset = last.first_offset.min(first);
+                last.end_offset = last.end_offset.max(end);
+            }
+            Some(last) if last.key > key => {
+                return Err(SstError::Order {
+                    path: self.temporary.clone(),
+                    key,
+                    what: "a partition after a later one",
+                });
+            }
+            _ => self.table.push(PartitionExtent {
+                key,
+                first_offset: first,
+                end_offset: end,
+                records: 0,
+                bytes: 0,
+                min_time: time,
+                max_time: time,
+                first_block,
+            }),
+        }
+        Ok(())
+    }
+
     /// Bytes of the file so far.
     pub fn bytes(&self) -> u64 {
         self.len
@@ -184,7 +224,8 @@ impl SstWriter {
         let Some(file) = &mut self.file else {
             return Ok(());
         };
-        file.write_all(&self.buffer)
+        step()
+            .and_then(|()| file.write_all(&self.buffer))
             .map_err(SstError::io("cannot write", &self.temporary))?;
         let from = self.flushed;
         self.flushed += self.buffer.len() as u64;
@@ -263,11 +304,14 @@ impl SstWriter {
             unreachable!("taken here only");
         };
         let named = (|| -> io::Result<()> {
+            step()?;
             file.sync_all()?;
+            step()?;
             fs::rename(&self.temporary, &self.path)?;
+            step()?;
             sync_dir(self.path.parent().unwrap_or(Path::new(".")))
         })();
-        if named.is_err() {
+        if named.is_err() && step().is_ok() {
             let _ = fs::remove_file(&self.temporary);
         }
         named.map_err(SstError::io("cannot finish", &self.path))?;
@@ -283,7 +327,7 @@ impl SstWriter {
 
 impl Drop for SstWriter {
     fn drop(&mut self) {
-        if self.file.take().is_some() {
+        if self.file.take().is_some() && step().is_ok() {
             let _ = fs::remove_file(&self.temporary);
         }
     }
