@@ -20,6 +20,11 @@ struct Kafka {
 
 impl Kafka {
     fn start(tables: &str) -> Self {
+        Self::start_with("", tables)
+    }
+
+    /// With settings of the storage, too.
+    fn start_with(storage: &str, tables: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         // Free a moment ago; the server asks for it again at once, and after each restart.
         let port = TcpListener::bind("127.0.0.1:0")
@@ -31,7 +36,7 @@ impl Kafka {
         let server = Server::start(
             folder.path(),
             None,
-            "",
+            storage,
             &format!("[kafka]\nlisten = [\"{address}\"]\n{tables}"),
         );
         Self {
@@ -208,4 +213,107 @@ fn what_was_acknowledged_is_there_after_a_kill() {
             .kcat(&["-L"], "")
             .contains("topic \"kept\" with 1 partitions")
     });
+}
+
+#[test]
+fn compacted_topics_keep_the_newest_of_each_key_and_so_do_committed_offsets() {
+    let mut kafka = Kafka::start_with(
+        "segment_size = \"4MiB\"\nprepared_segments = 1\n",
+        "[[topic]]\nname = \"state\"\nsettings = { \"cleanup.policy\" = \"compact\", \"min.cleanable.dirty.ratio\" = 0.1 }\n\
+         [[topic]]\nname = \"events\"\n",
+    );
+    let line = |key: u32, n: u32| format!("k{key}:{n} {}\n", "x".repeat(1000));
+    let fill = |kafka: &Kafka, from: u32| {
+        let input: String = (from..from + 5000).map(|n| line(n % 50, n)).collect();
+        kafka.kcat(&["-P", "-t", "state", "-K:"], &input);
+    };
+    let commits = |kafka: &Kafka| -> usize {
+        let topics = kafka.server.client().topics().unwrap();
+        let offsets = topics
+            .iter()
+            .find(|t| t.name == "__consumer_offsets")
+            .unwrap();
+        (0..offsets.partitions.len() as u32)
+            .map(|partition| {
+                kafka
+                    .server
+                    .values("__consumer_offsets", partition, 0)
+                    .len()
+            })
+            .sum()
+    };
+    let consume = |kafka: &Kafka, count: &str| {
+        let args = [
+            "-G",
+            "group",
+            "-X",
+            "auto.offset.reset=earliest",
+            "-c",
+            count,
+            "-q",
+        ];
+        kafka.kcat(&[&args[..], &["events"]].concat(), "")
+    };
+    let input: String = (0..100).map(|n| format!("{n}\n")).collect();
+    kafka.kcat(&["-P", "-t", "events"], &input);
+    for _ in 0..5 {
+        assert_eq!(consume(&kafka, "10").lines().count(), 10);
+    }
+    let before = commits(&kafka);
+    assert!(before >= 5, "{before} commits");
+    for round in 0..3 {
+        fill(&kafka, round * 5000);
+    }
+    // The commits were in the first segment, and so is what came of them.
+    wait_until("old records are compacted away", || {
+        let stats = kafka.server.stats();
+        stats
+            .shards
+            .iter()
+            .map(|s| s.records_compacted)
+            .sum::<u64>()
+            > 5000
+            && commits(&kafka) < before
+    });
+    let read = |kafka: &Kafka| -> Vec<(String, u32)> {
+        let args = ["-C", "-t", "state", "-e", "-q", "-K:", "-o", "beginning"];
+        let text = kafka.kcat(&args, "");
+        let parts = text.lines().map(|line| line.split_once(':').unwrap());
+        parts
+            .map(|(key, value)| {
+                let number = value.split(' ').next().unwrap();
+                (key.to_owned(), number.parse().unwrap())
+            })
+            .collect()
+    };
+    let newest = |kafka: &Kafka| -> std::collections::BTreeMap<String, u32> {
+        let all = read(kafka);
+        assert!(all.len() < 12_000, "{} records", all.len());
+        // In the order they were produced in, and the newest of each key at the end.
+        assert!(all.is_sorted_by(|a, b| a.1 < b.1));
+        all.into_iter().collect()
+    };
+    let expected: std::collections::BTreeMap<String, u32> = (0..50)
+        .map(|key| (format!("k{key}"), 14_950 + key))
+        .collect();
+    assert_eq!(newest(&kafka), expected);
+    let stats = kafka.server.stats();
+    assert!(
+        stats
+            .shards
+            .iter()
+            .any(|s| s.merges > 0 && s.write_amplification() > Some(1.0))
+    );
+    assert_eq!(stats.imbalances(), Vec::<String>::new());
+    kafka.server.kill();
+    kafka.server.restart();
+    assert_eq!(newest(&kafka), expected);
+    // The group goes on where it was.
+    let next = consume(&kafka, "10");
+    assert!(next.starts_with("50\n"), "{next}");
+    kafka.server.stop();
+    support::run(
+        env!("CARGO_BIN_EXE_taffrail"),
+        &["verify", kafka.server.data().to_str().unwrap()],
+    );
 }

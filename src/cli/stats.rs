@@ -181,6 +181,42 @@ fn tables(stats: &Stats, before: Option<&Stats>) -> String {
     }
     text += &rendered(&table);
 
+    text += "\nSSTs, since the start\n";
+    let mut table = self::table(&[
+        "shard",
+        "flushed",
+        "into",
+        "merges",
+        "read",
+        "written",
+        "amplification",
+        "expired",
+        "compacted",
+        "damaged",
+        "merging now",
+    ]);
+    for shard in &stats.shards {
+        let bytes = |n| bytesize::ByteSize(n).display().iec().to_string();
+        let amplification = shard.write_amplification();
+        table.add_row([
+            shard.shard.to_string(),
+            bytes(shard.flushed_bytes),
+            bytes(shard.flush_written_bytes),
+            shard.merges.to_string(),
+            bytes(shard.merge_read_bytes),
+            bytes(shard.merge_written_bytes),
+            amplification.map_or("-".to_owned(), |factor| format!("{factor:.2}")),
+            shard.records_expired.to_string(),
+            shard.records_compacted.to_string(),
+            shard.damaged_blocks.to_string(),
+            match shard.merging_bytes {
+                0 => "-".to_owned(),
+                sum => format!("{} of {}", bytes(shard.merged_bytes), bytes(sum)),
+            },
+        ]);
+    }
+    text += &rendered(&table);
+
     text += "\nPoll loops\n";
     let mut table = self::table(&[
         "lcore",
@@ -298,6 +334,10 @@ mod tests {
             }],
             shards: vec![ShardStats {
                 state: "running".into(),
+                flush_written_bytes: 4 << 20,
+                merge_written_bytes: 6 << 20,
+                merging_bytes: 3 << 20,
+                merged_bytes: 1 << 20,
                 ..Default::default()
             }],
             lcores: vec![LcoreStats {
@@ -317,6 +357,8 @@ mod tests {
             " 1000 ",
             "25.0%",
             "running",
+            " 2.50 ",
+            "1.0 MiB of 3.0 MiB",
             "Every account adds up.",
         ] {
             assert!(text.contains(part), "no {part:?} in\n{text}");

@@ -242,7 +242,28 @@ pub struct ShardStats {
     /// See `flushed_bytes`.
     #[serde(default)]
     pub flush_written_bytes: u64,
-    /// Records in files that retention removed since the start.
+    /// Since the start: merges of SSTs, bytes of batches they read, bytes of SSTs they wrote, and ns of CPU that took.
+    #[serde(default)]
+    pub merges: u64,
+    /// See `merges`.
+    #[serde(default)]
+    pub merge_read_bytes: u64,
+    /// See `merges`.
+    #[serde(default)]
+    pub merge_written_bytes: u64,
+    /// See `merges`.
+    #[serde(default)]
+    pub merge_cpu_ns: u64,
+    /// The merge that runs: bytes of batches in its files (0: none runs), and of those what it is through with.
+    #[serde(default)]
+    pub merging_bytes: u64,
+    /// See `merging_bytes`.
+    #[serde(default)]
+    pub merged_bytes: u64,
+    /// Records that newer ones with the same key superseded, and tombstones, that compaction dropped since the start.
+    #[serde(default)]
+    pub records_compacted: u64,
+    /// Expired records, and deleted topics', that left the disk since the start.
     #[serde(default)]
     pub records_expired: u64,
     /// Reads that met a damaged block of an SST.
@@ -256,6 +277,15 @@ pub struct ShardStats {
     pub queued: u64,
     /// Known idempotent producers, counted once a partition.
     pub producers: u64,
+}
+
+impl ShardStats {
+    /// Bytes of SSTs written for each byte that came from the log, since the start: merges write it again. `None`:
+    /// nothing came yet.
+    pub fn write_amplification(&self) -> Option<f64> {
+        let written = self.flush_written_bytes + self.merge_written_bytes;
+        (self.flush_written_bytes > 0).then(|| written as f64 / self.flush_written_bytes as f64)
+    }
 }
 
 /// One poll loop.
