@@ -225,7 +225,10 @@ fn compacted_topics_keep_the_newest_of_each_key_and_so_do_committed_offsets() {
     let line = |key: u32, n: u32| format!("k{key}:{n} {}\n", "x".repeat(1000));
     let fill = |kafka: &Kafka, from: u32| {
         let input: String = (from..from + 5000).map(|n| line(n % 50, n)).collect();
-        kafka.kcat(&["-P", "-t", "state", "-K:"], &input);
+        kafka.kcat(
+            &["-P", "-t", "state", "-K:", "-X", "batch.size=65536"],
+            &input,
+        );
     };
     let commits = |kafka: &Kafka| -> usize {
         let topics = kafka.server.client().topics().unwrap();

@@ -209,9 +209,13 @@ fn tables(stats: &Stats, before: Option<&Stats>) -> String {
             shard.records_expired.to_string(),
             shard.records_compacted.to_string(),
             shard.damaged_blocks.to_string(),
-            match shard.merging_bytes {
-                0 => "-".to_owned(),
-                sum => format!("{} of {}", bytes(shard.merged_bytes), bytes(sum)),
+            match &shard.merging[..] {
+                "" => "-".to_owned(),
+                why => format!(
+                    "{why}: {} of {}",
+                    bytes(shard.merged_bytes),
+                    bytes(shard.merging_bytes)
+                ),
             },
         ]);
     }
@@ -336,6 +340,7 @@ mod tests {
                 state: "running".into(),
                 flush_written_bytes: 4 << 20,
                 merge_written_bytes: 6 << 20,
+                merging: "small files".into(),
                 merging_bytes: 3 << 20,
                 merged_bytes: 1 << 20,
                 ..Default::default()
@@ -358,7 +363,7 @@ mod tests {
             "25.0%",
             "running",
             " 2.50 ",
-            "1.0 MiB of 3.0 MiB",
+            "small files: 1.0 MiB of 3.0 MiB",
             "Every account adds up.",
         ] {
             assert!(text.contains(part), "no {part:?} in\n{text}");

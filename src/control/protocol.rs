@@ -254,6 +254,9 @@ pub struct ShardStats {
     /// See `merges`.
     #[serde(default)]
     pub merge_cpu_ns: u64,
+    /// Why a merge runs; empty: none does.
+    #[serde(default)]
+    pub merging: String,
     /// The merge that runs: bytes of batches in its files (0: none runs), and of those what it is through with.
     #[serde(default)]
     pub merging_bytes: u64,

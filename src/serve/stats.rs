@@ -236,6 +236,10 @@ fn shard(number: usize, view: &ShardView) -> ShardStats {
         merge_read_bytes: files.merge_read_bytes.load(Relaxed),
         merge_written_bytes: files.merge_written_bytes.load(Relaxed),
         merge_cpu_ns: files.merge_cpu_ns.load(Relaxed),
+        merging: files
+            .merging
+            .lock()
+            .map_or(String::new(), |why| (*why).to_owned()),
         merging_bytes: files.merging_bytes.load(Relaxed),
         merged_bytes: files.merged_bytes.load(Relaxed),
         records_compacted: files.records_compacted.load(Relaxed),

@@ -229,7 +229,10 @@ impl Cursor<'_> {
                 tombstones_go: true,
             },
             Some(until) => {
-                self.due_ms = self.due_ms.max(Some(until));
+                // Where something older is left out, time alone does not help.
+                if oldest {
+                    self.due_ms = self.due_ms.max(Some(until));
+                }
                 match all {
                     true => Action::Keep,
                     false => Action::Thin {

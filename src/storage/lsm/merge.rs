@@ -8,7 +8,7 @@
 //! Cost: reads what is in the files once, that of compacted topics twice; batches of the target's size are copied
 //! as they are. Memory: as [`super::compact`], and a file being written.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 #[cfg(all(test, not(loom)))]
 mod tests;
 
@@ -114,11 +114,7 @@ impl Merger {
     pub(super) fn step_at(&mut self, now_ms: i64) -> Result<bool, StoreError> {
         let view = self.store.view();
         let mut policies = Known::new(&self.policies);
-        let picked = match pick(&self.store, &view, &mut policies, self.shape, now_ms) {
-            // The file has been noted as damaged and is left out from now on.
-            Err(SstError::Damaged { .. }) => return Ok(true),
-            picked => picked?,
-        };
+        let picked = pick(&self.store, &view, &mut policies, self.shape, now_ms)?;
         let Some(job) = picked else {
             return Ok(false);
         };
@@ -130,7 +126,10 @@ impl Merger {
         let bytes = job.inputs.iter().map(|file| file.meta.data_bytes).sum();
         stats.merged_bytes.store(0, Ordering::Relaxed);
         stats.merging_bytes.store(bytes, Ordering::Relaxed);
+        let says = |why| *stats.merging.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        says(job.why);
         let result = self.run(&view, &job, &mut policies, now_ms);
+        says("");
         stats.merging_bytes.store(0, Ordering::Relaxed);
         stats.merged_bytes.store(0, Ordering::Relaxed);
         let took = cpu_ns().saturating_sub(cpu);
@@ -313,7 +312,10 @@ impl Source<'_> {
     fn walk(&mut self, part: &Part, take: Consume) -> Result<(), Stopped> {
         let mut time = i64::MIN;
         for extent in part.extents {
-            let damaged = |error| Stopped::Damaged(Arc::clone(&extent.file), error);
+            let damaged = |error| match error {
+                SstError::Io { .. } => Stopped::Failed(error.into()),
+                error => Stopped::Damaged(Arc::clone(&extent.file), error),
+            };
             let reader = self.store.reader(&extent.file).map_err(damaged)?;
             let mut ahead = 0;
             for block in reader.blocks(part.key, part.start).map_err(damaged)? {

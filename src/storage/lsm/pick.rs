@@ -137,8 +137,12 @@ fn look(store: &Store, view: &View, policies: &mut Known) -> Result<HashMap<u64,
             if extent.end <= start {
                 file.garbage += extent.bytes;
             } else if extent.first < start && !extent.file.is_quarantined() {
-                let before = store.reader(&extent.file)?.bytes_before(key, start);
-                file.garbage += before.inspect_err(|error| store.damaged(&extent.file, error))?;
+                let reader = store.reader(&extent.file);
+                match reader.and_then(|reader| reader.bytes_before(key, start)) {
+                    Ok(before) => file.garbage += before,
+                    Err(error @ SstError::Io { .. }) => return Err(error),
+                    Err(error) => store.damaged(&extent.file, &error),
+                }
             }
         }
     }

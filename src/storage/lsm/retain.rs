@@ -9,7 +9,7 @@
 
 use super::manifest::Edit;
 use super::policy::Policy;
-use super::sst::SstError;
+use super::sst::{Block, SstError};
 use super::store::{Extent, Store, View};
 use crate::storage::PartitionKey;
 
@@ -74,17 +74,20 @@ fn within(
         return Ok(0);
     }
     let mut new = 0;
-    let reader = || {
-        let reader = store.reader(&oldest.file);
-        reader.inspect_err(|error| store.damaged(&oldest.file, error))
+    let looked = |found: Result<Option<Block>, SstError>| match found {
+        Ok(block) => Ok(block.map_or(0, |block| block.first_offset)),
+        Err(error @ SstError::Io { .. }) => Err(error),
+        Err(error) => {
+            store.damaged(&oldest.file, &error);
+            Ok(0)
+        }
     };
+    let reader = || store.reader(&oldest.file);
     if let Some(ms) = policy.retention_ms {
         let slack = ms / SLACK_PART;
         let cutoff = now_ms.saturating_sub(ms);
-        if oldest.min_time < cutoff.saturating_sub(slack)
-            && let Some(block) = reader()?.locate_time(key, cutoff)?
-        {
-            new = block.first_offset;
+        if oldest.min_time < cutoff.saturating_sub(slack) {
+            new = looked(reader().and_then(|reader| reader.locate_time(key, cutoff)))?;
         }
     }
     if let Some(most) = policy.retention_bytes {
@@ -92,8 +95,8 @@ fn within(
         if bytes > most.saturating_add(slack) {
             // What the newer extents leave of it.
             let own = most.saturating_sub(bytes - oldest.bytes);
-            let first = reader()?.locate_last_bytes(key, own)?;
-            new = new.max(first.map_or(0, |block| block.first_offset));
+            let first = reader().and_then(|reader| reader.locate_last_bytes(key, own));
+            new = new.max(looked(first)?);
         }
     }
     Ok(new)

@@ -219,6 +219,8 @@ pub struct StoreStats {
     pub merging_bytes: AtomicU64,
     /// See `merging_bytes`.
     pub merged_bytes: AtomicU64,
+    /// Why it runs; empty: none runs.
+    pub merging: Mutex<&'static str>,
 }
 
 /// The SSTs of one shard. Any number of reading threads; one maintains.
