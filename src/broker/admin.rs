@@ -6,9 +6,9 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::broker::configs::{self, Setting};
-use crate::broker::protocol::{Api, Code, Malformed, Reader, RequestHeader, Writer};
 use crate::broker::topics::{Change, Topic, TopicError, Topics};
 use crate::config::{MAX_PARTITIONS, MAX_TOPIC_NAME};
+use crate::wire::kafka::{Api, Code, Malformed, Reader, RequestHeader, Writer};
 
 /// Resource type of a topic.
 const TOPIC: i8 = 2;
@@ -35,7 +35,7 @@ pub fn check_name(name: &str) -> Result<(), TopicError> {
         || !name.chars().all(fine)
     {
         return invalid(
-            Code::InvalidTopic,
+            Code::InvalidTopicException,
             format!(
                 "a topic's name has 1 to {MAX_TOPIC_NAME} of the characters a-z A-Z 0-9 . _ - and is not \".\" or \"..\""
             ),
@@ -243,7 +243,7 @@ pub fn delete_topics(
             };
             let outcome = match (found, name) {
                 (Some(topic), _) if topic.internal() => {
-                    invalid(Code::InvalidTopic, "the topic is the server's own")
+                    invalid(Code::InvalidTopicException, "the topic is the server's own")
                 }
                 (Some(topic), _) => topics.delete(&topic.name),
                 (None, Some(name)) => Err(TopicError::unknown(name)),
@@ -296,7 +296,7 @@ pub fn create_partitions(
         let outcome = match (snapshot.find(name), u32::try_from(*count)) {
             (None, _) => Err(TopicError::unknown(name)),
             (Some(topic), _) if topic.internal() => {
-                invalid(Code::InvalidTopic, "the topic is the server's own")
+                invalid(Code::InvalidTopicException, "the topic is the server's own")
             }
             (Some(topic), Ok(count))
                 if count as usize > topic.places.len() && count <= MAX_PARTITIONS =>

@@ -1,8 +1,8 @@
 //! What a client asks first: versions, metadata, the cluster, the coordinator. One node, always leader,
 //! controller and coordinator.
 
-use crate::broker::protocol::{Api, Code, Malformed, Reader, RequestHeader, Writer};
 use crate::broker::topics::{Snapshot, Topic};
+use crate::wire::kafka::{Api, Code, Malformed, Reader, RequestHeader, Writer};
 
 /// The id of the only node.
 pub const NODE: i32 = 0;

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::broker::protocol::Api;
 use crate::broker::worker::Close;
+use crate::wire::kafka::Api;
 
 /// The counters; any thread may add.
 #[derive(Debug, Default)]

@@ -6,8 +6,8 @@
 //! others.
 
 use crate::broker::cluster::LEADER_EPOCH;
-use crate::broker::protocol::{Api, Code, Malformed, Reader};
 use crate::storage::{Outcome, ReadError};
+use crate::wire::kafka::{Api, Code, Malformed, Reader};
 
 /// Bytes of one answer at most, whatever the client asks for: a multiple of what clients ask for by
 /// default (50 MiB), less; what is left comes with its next fetch.

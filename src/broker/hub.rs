@@ -11,15 +11,14 @@ use crate::broker::groups::records::{OFFSETS_TOPIC, partition_of};
 use crate::broker::groups::{
     Append, AppendError, AppendId, Context, Coordinator, Now, Request, Response, Stats, Token,
 };
-use crate::broker::protocol::{Api, Malformed, Reader, RequestHeader};
 use crate::broker::session::Ticket;
 use crate::broker::topics::{Place, Snapshot};
 use crate::broker::worker::ConnectionId;
 use crate::memory::wake::Wake;
 use crate::storage::lsm::codec;
 use crate::storage::{LogReader, ReadError};
-use crate::wire::kafka as wire;
 use crate::wire::kafka::groups::*;
+use crate::wire::kafka::{Api, Code, Malformed, Reader, RequestHeader};
 use crate::wire::record_batch::{BatchWriter, HEADER_LEN, RAW_RECORD_OVERHEAD_MAX, Records};
 
 /// Bytes read of the offsets topic at a time when it is loaded.
@@ -65,8 +64,7 @@ pub fn read<'a>(api: Api, version: i16, body: &Reader<'a>) -> Result<Request<'a>
     let malformed = Malformed {
         at: body.position(),
     };
-    let mut reader = wire::Reader::new(body.rest(), api.flexible(version));
-    let reader = &mut reader;
+    let reader = &mut body.clone();
     let request = match api {
         Api::JoinGroup => JoinGroupRequest::decode(reader, version).map(Request::JoinGroup),
         Api::SyncGroup => SyncGroupRequest::decode(reader, version).map(Request::SyncGroup),
@@ -268,20 +266,15 @@ fn encode(asked: &Asked, mut response: Response) -> Vec<u8> {
                     .iter()
                     .map(|&partition_index| PartitionResult {
                         partition_index,
-                        error_code: wire::ErrorCode::UnknownTopicOrPartition,
+                        error_code: Code::UnknownTopicOrPartition,
                     })
                     .collect(),
             });
         }
     }
-    let head = asked.api.answer(asked.version, asked.correlation);
-    let mut writer =
-        wire::Writer::with_buffer(head.into_fields(), asked.api.flexible(asked.version));
-    response.encode(&mut writer, asked.version);
-    let mut answer = writer.into_bytes();
-    let len = (answer.len() - 4) as i32;
-    answer[..4].copy_from_slice(&len.to_be_bytes());
-    answer
+    let mut out = asked.api.answer(asked.version, asked.correlation);
+    response.encode(&mut out, asked.version);
+    out.finish()
 }
 
 /// Where an append goes, and as what batch; `None`: the topic is not there.

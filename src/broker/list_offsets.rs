@@ -5,9 +5,9 @@
 //! own timestamp.
 
 use crate::broker::cluster::LEADER_EPOCH;
-use crate::broker::protocol::{Api, Code, Malformed, Reader, RequestHeader};
 use crate::storage::lsm::codec;
 use crate::storage::{LogReader, PartitionKey, ReadError};
+use crate::wire::kafka::{Api, Code, Malformed, Reader, RequestHeader};
 use crate::wire::record_batch::{self, Records};
 
 /// The time that asks for the log's end.

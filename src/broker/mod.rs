@@ -10,9 +10,10 @@ pub mod groups;
 pub mod hub;
 pub mod inflight;
 pub mod list_offsets;
+#[cfg(test)]
+mod oracle;
 pub mod produce;
 pub mod producer_ids;
-pub mod protocol;
 pub mod session;
 pub mod topics;
 pub mod waiting;

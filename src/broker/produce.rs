@@ -3,8 +3,8 @@
 //! Source: the Kafka protocol guide, Produce 3 to 11.
 
 use crate::broker::batch::Refused;
-use crate::broker::protocol::{Api, Code, Malformed, Reader};
 use crate::wire::datagram::ErrorCode;
+use crate::wire::kafka::{Api, Code, Malformed, Reader};
 
 /// The longest that a batch waits for its acknowledgement, whatever the client says.
 pub const MAX_TIMEOUT_MS: i32 = 60_000;
@@ -119,7 +119,7 @@ impl PartResult {
             ErrorCode::TooLarge => Code::MessageTooLarge,
             ErrorCode::OutOfOrder => Code::OutOfOrderSequenceNumber,
             ErrorCode::Fenced => Code::InvalidProducerEpoch,
-            ErrorCode::StorageFull | ErrorCode::StorageFailed => Code::KafkaStorage,
+            ErrorCode::StorageFull | ErrorCode::StorageFailed => Code::KafkaStorageError,
             ErrorCode::InvalidAcks => Code::InvalidRequiredAcks,
             // Nothing was stored, and a later try may be: clients repeat on this one.
             ErrorCode::Busy => Code::RequestTimedOut,
@@ -175,7 +175,7 @@ pub fn answer(shape: &Shape, results: &[PartResult]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::protocol::Writer;
+    use crate::wire::kafka::Writer;
 
     #[test]
     fn requests_of_both_kinds_are_read() {

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::broker::batch::Rules;
-use crate::broker::protocol::Code;
 use crate::storage::PartitionKey;
+use crate::wire::kafka::Code;
 
 /// The internal topic of committed offsets.
 pub const OFFSETS_TOPIC: &str = "__consumer_offsets";

@@ -20,7 +20,6 @@ use crate::broker::inflight::{InFlight, MAX_BATCHES, RequestId};
 use crate::broker::list_offsets;
 use crate::broker::produce::{self, PartResult, ProduceRequest, Shape};
 use crate::broker::producer_ids::ProducerIds;
-use crate::broker::protocol::{Api, Code, Malformed, Reader, RequestHeader};
 use crate::broker::session::{self, Framing, LENGTH_LEN, Limits, Session, Ticket};
 use crate::broker::topics::{Place, Topics};
 use crate::broker::waiting::{Progress, WaitId, Waiting};
@@ -29,6 +28,7 @@ use crate::shard::link::{BatchAnswer, BatchLink, LINK_BATCHES};
 use crate::shard::{BatchBuffer, Now, ShardStats};
 use crate::storage::{LogReader, ReadError};
 use crate::wire::datagram::ErrorCode;
+use crate::wire::kafka::{Api, Code, Malformed, Reader, RequestHeader};
 use crate::wire::record_batch;
 
 /// Bytes of answers that a thread's connections may have unsent before new fetches wait.
@@ -474,7 +474,7 @@ impl Worker {
             Some(_) => Err(Code::InvalidRequest),
             None => self.broker.producer_ids.allocate().map_err(|error| {
                 tracing::error!("no producer id: {error}");
-                Code::KafkaStorage
+                Code::KafkaStorageError
             }),
         };
         let mut out = Api::InitProducerId.answer(header.version, header.correlation);
@@ -540,7 +540,7 @@ impl Worker {
                 }
                 None => Some(PartResult::failed(Code::UnknownTopicOrPartition, None)),
                 Some((topic, _)) if topic.internal() => Some(PartResult::failed(
-                    Code::InvalidTopic,
+                    Code::InvalidTopicException,
                     Some("the topic is the server's own".to_owned()),
                 )),
                 Some((topic, place)) => {
@@ -731,7 +731,7 @@ impl Worker {
                     }
                     (Code::None, Some(Err(error))) => {
                         tracing::error!("a fetch could not be read: {error}");
-                        Fetched::failed(Code::KafkaStorage)
+                        Fetched::failed(Code::KafkaStorageError)
                     }
                     (Code::None, None) => Fetched::failed(Code::UnknownTopicOrPartition),
                     (code, _) => Fetched::failed(code),
@@ -779,7 +779,7 @@ impl Worker {
             list_offsets::find(&mut link.link.reader, place.key, asked.time, start, now_ms).map_err(
                 |error| {
                     tracing::error!("offsets of {name} could not be read: {error}");
-                    Code::KafkaStorage
+                    Code::KafkaStorageError
                 },
             )
         }))

@@ -8,12 +8,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::topics;
 use crate::broker::configs;
-use crate::broker::protocol::Code;
 use crate::broker::topics::{Change, OFFSETS_TOPIC, Place, Snapshot, Topic, TopicError, Topics};
 use crate::broker::waiting::Progress;
 use crate::net::rx::TopicCounters;
 use crate::shard::PartitionStats;
 use crate::storage::{CatalogError, TopicSpec};
+use crate::wire::kafka::Code;
 
 /// A partition's counters, and its topic's.
 type Part = (Arc<PartitionStats>, Arc<TopicCounters>);
@@ -111,7 +111,7 @@ impl From<topics::TopicsError> for TopicError {
             }
             E::Catalog(CatalogError::Exists { .. }) => Code::TopicAlreadyExists,
             E::Catalog(CatalogError::Topic { .. }) => Code::InvalidRequest,
-            E::Catalog(_) | E::Store(_) => Code::KafkaStorage,
+            E::Catalog(_) | E::Store(_) => Code::KafkaStorageError,
             E::Shard(_) | E::InUse { .. } => Code::PolicyViolation,
             E::OutOfRange { .. } => Code::OffsetOutOfRange,
             E::Stopping => Code::CoordinatorNotAvailable,

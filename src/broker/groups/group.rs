@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::records::{self, GroupValue, MemberValue, OffsetsRecord};
 use super::timers::Timer;
 use super::{AppendError, CommittedOffset, Io, Response, Token};
-use crate::wire::kafka::ErrorCode;
+use crate::wire::kafka::Code;
 use crate::wire::kafka::groups::{JoinGroupProtocol, JoinGroupResponse, SyncGroupResponse};
 
 /// The type of protocol whose metadata the coordinator can read: that of consumers.
@@ -288,8 +288,8 @@ impl Group {
 
     /// Removes a member; what it waits for is answered with "unknown member".
     pub fn remove_member(&mut self, io: &mut Io, id: &str) {
-        self.finish_join(io, id, ErrorCode::UnknownMemberId);
-        self.finish_sync(io, id, ErrorCode::UnknownMemberId);
+        self.finish_join(io, id, Code::UnknownMemberId);
+        self.finish_sync(io, id, Code::UnknownMemberId);
         let Some((id, member)) = self.members.remove_entry(id) else {
             return;
         };
@@ -310,8 +310,8 @@ impl Group {
 
     /// Gives a static member's place to its next life; the old one's requests are fenced off.
     pub fn replace_member(&mut self, io: &mut Io, old: &str, new: Arc<str>) {
-        self.finish_join(io, old, ErrorCode::FencedInstanceId);
-        self.finish_sync(io, old, ErrorCode::FencedInstanceId);
+        self.finish_join(io, old, Code::FencedInstanceId);
+        self.finish_sync(io, old, Code::FencedInstanceId);
         let Some((old, mut member)) = self.members.remove_entry(old) else {
             return;
         };
@@ -371,18 +371,18 @@ impl Group {
     }
 
     /// Whether a request's sender is a member, and the one that it says it is.
-    pub fn validate_member(&self, id: &str, instance: Option<&str>) -> Result<(), ErrorCode> {
+    pub fn validate_member(&self, id: &str, instance: Option<&str>) -> Result<(), Code> {
         if let Some(instance) = instance {
             match self.static_members.get(instance) {
-                None => return Err(ErrorCode::UnknownMemberId),
-                Some(owner) if **owner != *id => return Err(ErrorCode::FencedInstanceId),
+                None => return Err(Code::UnknownMemberId),
+                Some(owner) if **owner != *id => return Err(Code::FencedInstanceId),
                 Some(_) => {}
             }
         }
         if self.members.contains_key(id) {
             Ok(())
         } else {
-            Err(ErrorCode::UnknownMemberId)
+            Err(Code::UnknownMemberId)
         }
     }
 
@@ -435,7 +435,7 @@ impl Group {
             return;
         };
         if let Some(older) = member.join.replace(parked) {
-            let response = refused_join(older.version, id, ErrorCode::RebalanceInProgress);
+            let response = refused_join(older.version, id, Code::RebalanceInProgress);
             io.answer(older.token, Response::JoinGroup(response));
         } else {
             self.joining += 1;
@@ -443,11 +443,11 @@ impl Group {
     }
 
     /// Answers a member's parked JoinGroup, if there is one, with an error.
-    pub fn finish_join(&mut self, io: &mut Io, id: &str, error: ErrorCode) {
+    pub fn finish_join(&mut self, io: &mut Io, id: &str, error: Code) {
         self.finish_join_with(io, id, |version| {
             // Who is unknown has to ask for a new id.
             let id = match error {
-                ErrorCode::UnknownMemberId => "",
+                Code::UnknownMemberId => "",
                 _ => id,
             };
             refused_join(version, id, error)
@@ -478,12 +478,12 @@ impl Group {
         if let Some(member) = self.members.get_mut(id)
             && let Some(older) = member.sync.replace(token)
         {
-            io.answer(older, refused_sync(ErrorCode::RebalanceInProgress));
+            io.answer(older, refused_sync(Code::RebalanceInProgress));
         }
     }
 
     /// Answers a member's parked SyncGroup, if there is one; its session goes on from now.
-    pub fn finish_sync(&mut self, io: &mut Io, id: &str, error: ErrorCode) {
+    pub fn finish_sync(&mut self, io: &mut Io, id: &str, error: Code) {
         let Some(member) = self.members.get_mut(id) else {
             return;
         };
@@ -491,7 +491,7 @@ impl Group {
             return;
         };
         let response = match error {
-            ErrorCode::None => self.assignment_of(id),
+            Code::None => self.assignment_of(id),
             error => refused_sync(error),
         };
         io.answer(token, response);
@@ -814,7 +814,7 @@ impl Group {
 }
 
 /// The refusal of a JoinGroup.
-pub(super) fn refused_join(version: i16, id: &str, error: ErrorCode) -> JoinGroupResponse<'static> {
+pub(super) fn refused_join(version: i16, id: &str, error: Code) -> JoinGroupResponse<'static> {
     JoinGroupResponse {
         error_code: error,
         generation_id: -1,
@@ -825,7 +825,7 @@ pub(super) fn refused_join(version: i16, id: &str, error: ErrorCode) -> JoinGrou
 }
 
 /// The refusal of a SyncGroup.
-pub(super) fn refused_sync(error: ErrorCode) -> Response {
+pub(super) fn refused_sync(error: Code) -> Response {
     Response::SyncGroup(SyncGroupResponse {
         error_code: error,
         ..SyncGroupResponse::default()

@@ -41,7 +41,7 @@ use self::group::{CONSUMER, Effect, Group, InFlight, Member, Protocol, State};
 use self::records::{OffsetsRecord, RecordError, Stored};
 use self::timers::{Timer, Timers};
 use crate::wire::kafka::groups::*;
-use crate::wire::kafka::{ErrorCode, Writer};
+use crate::wire::kafka::{Code, Writer};
 
 /// Names a request in its answer; the caller's own.
 pub type Token = u64;
@@ -205,10 +205,10 @@ pub enum AppendError {
 
 impl AppendError {
     /// As clients are told.
-    fn code(self) -> ErrorCode {
+    fn code(self) -> Code {
         match self {
-            AppendError::TooLarge => ErrorCode::UnknownServerError,
-            AppendError::Unavailable => ErrorCode::CoordinatorNotAvailable,
+            AppendError::TooLarge => Code::UnknownServerError,
+            AppendError::Unavailable => Code::CoordinatorNotAvailable,
         }
     }
 }
@@ -480,14 +480,14 @@ impl Coordinator {
             Request::SyncGroup(request) => {
                 self.with(&request.group_id, |group, io| match group {
                     Some(group) => group.sync(io, token, &request),
-                    None => io.answer(token, group::refused_sync(ErrorCode::UnknownMemberId)),
+                    None => io.answer(token, group::refused_sync(Code::UnknownMemberId)),
                 });
             }
             Request::Heartbeat(request) => {
                 self.with(&request.group_id, |group, io| {
                     let error_code = match group {
                         Some(group) => group.heartbeat(io, &request),
-                        None => ErrorCode::UnknownMemberId,
+                        None => Code::UnknownMemberId,
                     };
                     let response = HeartbeatResponse {
                         error_code,
@@ -632,7 +632,7 @@ impl Coordinator {
     }
 
     /// What is refused whatever the group's state.
-    fn admit(&self, request: &Request<'_>) -> Result<(), ErrorCode> {
+    fn admit(&self, request: &Request<'_>) -> Result<(), Code> {
         let (group, may_be_empty) = match request {
             Request::JoinGroup(request) => (&request.group_id, false),
             Request::SyncGroup(request) => (&request.group_id, false),
@@ -647,7 +647,7 @@ impl Coordinator {
             }
         };
         if group.len() > MAX_NAME || group.is_empty() && !may_be_empty {
-            return Err(ErrorCode::InvalidGroupId);
+            return Err(Code::InvalidGroupId);
         }
         self.admit_loaded(request)?;
         let Request::JoinGroup(request) = request else {
@@ -656,11 +656,11 @@ impl Coordinator {
         let config = &self.io.config;
         let sessions = config.min_session_timeout_ms..=config.max_session_timeout_ms;
         if !u32::try_from(request.session_timeout_ms).is_ok_and(|ms| sessions.contains(&ms)) {
-            return Err(ErrorCode::InvalidSessionTimeout);
+            return Err(Code::InvalidSessionTimeout);
         }
         let instance = request.group_instance_id.as_deref();
         if instance.is_some_and(|id| id.is_empty() || id.len() > MAX_INSTANCE_ID) {
-            return Err(ErrorCode::InvalidRequest);
+            return Err(Code::InvalidRequest);
         }
         let names: std::collections::HashSet<&str> = request
             .protocols
@@ -673,15 +673,15 @@ impl Coordinator {
             || names.iter().any(|name| name.len() > MAX_NAME)
             || request.protocol_type.len() > MAX_NAME
         {
-            return Err(ErrorCode::InconsistentGroupProtocol);
+            return Err(Code::InconsistentGroupProtocol);
         }
         Ok(())
     }
 
-    fn admit_loaded(&self, request: &Request<'_>) -> Result<(), ErrorCode> {
+    fn admit_loaded(&self, request: &Request<'_>) -> Result<(), Code> {
         match request {
             _ if !self.loading => Ok(()),
-            _ => Err(ErrorCode::CoordinatorLoadInProgress),
+            _ => Err(Code::CoordinatorLoadInProgress),
         }
     }
 
@@ -737,7 +737,7 @@ fn group_entry<'g>(
 }
 
 /// The answer to a request that is refused as a whole.
-fn refusal(request: &Request<'_>, version: i16, error: ErrorCode) -> Response {
+fn refusal(request: &Request<'_>, version: i16, error: Code) -> Response {
     match request {
         Request::JoinGroup(request) => {
             Response::JoinGroup(group::refused_join(version, &request.member_id, error))
@@ -746,7 +746,7 @@ fn refusal(request: &Request<'_>, version: i16, error: ErrorCode) -> Response {
         // While the coordinator loads, a member can do nothing better than go on.
         Request::Heartbeat(_) => Response::Heartbeat(HeartbeatResponse {
             error_code: match error {
-                ErrorCode::CoordinatorLoadInProgress => ErrorCode::None,
+                Code::CoordinatorLoadInProgress => Code::None,
                 error => error,
             },
             ..HeartbeatResponse::default()

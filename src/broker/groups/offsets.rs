@@ -26,12 +26,12 @@ impl Coordinator {
             let error = if request.generation_id_or_member_epoch < 0 {
                 match self.may_create(&request.group_id) {
                     true => None,
-                    false => Some(ErrorCode::CoordinatorNotAvailable),
+                    false => Some(Code::CoordinatorNotAvailable),
                 }
             } else if version >= 9 {
-                Some(ErrorCode::GroupIdNotFound)
+                Some(Code::GroupIdNotFound)
             } else {
-                Some(ErrorCode::IllegalGeneration)
+                Some(Code::IllegalGeneration)
             };
             if let Some(error) = error {
                 let response = refused_commit(request, error);
@@ -42,7 +42,7 @@ impl Coordinator {
         self.with(&request.group_id, |group, io| {
             let result = match group {
                 Some(group) => group.commit(io, token, request),
-                None => Err(ErrorCode::UnknownServerError),
+                None => Err(Code::UnknownServerError),
             };
             if let Err(error) = result {
                 let response = refused_commit(request, error);
@@ -60,7 +60,7 @@ impl Coordinator {
                     .map(|asked| OffsetFetchGroupResult {
                         group_id: asked.group_id.to_string().into(),
                         topics: self.offsets_of(&asked.group_id, asked.topics.as_deref()),
-                        error_code: ErrorCode::None,
+                        error_code: Code::None,
                     })
                     .collect(),
                 ..OffsetFetchResponse::default()
@@ -114,7 +114,7 @@ impl Coordinator {
         self.with(&request.group_id, |group, io| {
             let result = match group {
                 Some(group) => group.delete_offsets(io, token, request),
-                None => Err(ErrorCode::GroupIdNotFound),
+                None => Err(Code::GroupIdNotFound),
             };
             if let Err(error_code) = result {
                 let response = OffsetDeleteResponse {
@@ -177,7 +177,7 @@ impl Coordinator {
             .iter()
             .map(|id| DeletedGroup {
                 group_id: id.to_string().into(),
-                error_code: ErrorCode::None,
+                error_code: Code::None,
             })
             .collect();
         let response = DeleteGroupsResponse {
@@ -189,7 +189,7 @@ impl Coordinator {
         for id in ids {
             let result = self.with(id, |group, io| match group {
                 Some(group) => group.delete(io, Some(job)),
-                None => Err(ErrorCode::GroupIdNotFound),
+                None => Err(Code::GroupIdNotFound),
             });
             if let Err(error) = result
                 && let Some(job) = self.io.jobs.get_mut(&job)
@@ -224,14 +224,14 @@ fn fetched(partition: i32, value: Option<&CommittedOffset>) -> OffsetFetchPartit
             committed_offset: value.offset,
             committed_leader_epoch: value.leader_epoch,
             metadata: Some(value.metadata.to_string().into()),
-            error_code: ErrorCode::None,
+            error_code: Code::None,
         },
         None => OffsetFetchPartition {
             partition_index: partition,
             committed_offset: -1,
             committed_leader_epoch: -1,
             metadata: Some("".into()),
-            error_code: ErrorCode::None,
+            error_code: Code::None,
         },
     }
 }
@@ -239,7 +239,7 @@ fn fetched(partition: i32, value: Option<&CommittedOffset>) -> OffsetFetchPartit
 /// Every partition of a commit with the same error.
 pub(super) fn refused_commit(
     request: &OffsetCommitRequest<'_>,
-    error_code: ErrorCode,
+    error_code: Code,
 ) -> OffsetCommitResponse<'static> {
     let topics = request
         .topics
@@ -266,7 +266,7 @@ pub(super) fn refused_commit(
 pub(super) fn refused_fetch(
     request: &OffsetFetchRequest<'_>,
     version: i16,
-    error_code: ErrorCode,
+    error_code: Code,
 ) -> OffsetFetchResponse<'static> {
     let mut response = OffsetFetchResponse::default();
     if version >= 8 {
@@ -303,10 +303,10 @@ pub(super) fn refused_fetch(
 }
 
 /// Puts an error into the answer of a request whose append failed: wherever there was none yet.
-pub(super) fn spoil(response: &mut Response, group: &str, error: ErrorCode) {
+pub(super) fn spoil(response: &mut Response, group: &str, error: Code) {
     let partitions = |topics: &mut Vec<TopicResults<'static>>| {
         for partition in topics.iter_mut().flat_map(|topic| &mut topic.partitions) {
-            if partition.error_code == ErrorCode::None {
+            if partition.error_code == Code::None {
                 partition.error_code = error;
             }
         }
@@ -316,7 +316,7 @@ pub(super) fn spoil(response: &mut Response, group: &str, error: ErrorCode) {
         Response::OffsetDelete(response) => partitions(&mut response.topics),
         Response::DeleteGroups(response) => {
             for result in &mut response.results {
-                if result.group_id == group && result.error_code == ErrorCode::None {
+                if result.group_id == group && result.error_code == Code::None {
                     result.error_code = error;
                 }
             }
@@ -326,7 +326,7 @@ pub(super) fn spoil(response: &mut Response, group: &str, error: ErrorCode) {
 }
 
 impl Group {
-    fn validate_commit(&self, request: &OffsetCommitRequest<'_>) -> Result<(), ErrorCode> {
+    fn validate_commit(&self, request: &OffsetCommitRequest<'_>) -> Result<(), Code> {
         let (id, instance) = (&*request.member_id, request.group_instance_id.as_deref());
         if request.generation_id_or_member_epoch < 0 && self.state == State::Empty {
             // Who assigns its partitions itself, or an administrator.
@@ -335,14 +335,14 @@ impl Group {
         if request.generation_id_or_member_epoch >= 0 || !id.is_empty() || instance.is_some() {
             self.validate_member(id, instance)?;
             if request.generation_id_or_member_epoch != self.generation {
-                return Err(ErrorCode::IllegalGeneration);
+                return Err(Code::IllegalGeneration);
             }
         } else {
-            return Err(ErrorCode::UnknownMemberId);
+            return Err(Code::UnknownMemberId);
         }
         match self.state {
             // Before, a member may still commit what it had; now the partitions may be another's.
-            State::CompletingRebalance => Err(ErrorCode::RebalanceInProgress),
+            State::CompletingRebalance => Err(Code::RebalanceInProgress),
             _ => Ok(()),
         }
     }
@@ -352,34 +352,34 @@ impl Group {
         io: &mut Io,
         token: Token,
         request: &OffsetCommitRequest<'_>,
-    ) -> Result<(), ErrorCode> {
+    ) -> Result<(), Code> {
         self.validate_commit(request)?;
         self.renew_session(io, &request.member_id, None);
         let max_metadata = io.config.max_offset_metadata;
         let refusal = |topic: &str, metadata: &str| {
             if topic.is_empty() || topic.len() > MAX_TOPIC_NAME {
-                ErrorCode::InvalidTopicException
+                Code::InvalidTopicException
             } else if metadata.len() > max_metadata {
-                ErrorCode::OffsetMetadataTooLarge
+                Code::OffsetMetadataTooLarge
             } else {
-                ErrorCode::None
+                Code::None
             }
         };
         let (mut growth, mut under_way) = (0, 0);
         for topic in &request.topics {
             for partition in &topic.partitions {
                 let metadata = partition.committed_metadata.as_deref().unwrap_or_default();
-                if refusal(&topic.name, metadata) == ErrorCode::None {
+                if refusal(&topic.name, metadata) == Code::None {
                     growth += self.growth(&topic.name, partition.partition_index, metadata.len());
                     under_way += cost_under_way(&self.id, &topic.name, metadata.len());
                 }
             }
         }
         if !io.has_room(growth, under_way) {
-            return Err(ErrorCode::CoordinatorNotAvailable);
+            return Err(Code::CoordinatorNotAvailable);
         }
 
-        let mut response = refused_commit(request, ErrorCode::None);
+        let mut response = refused_commit(request, Code::None);
         let mut changes = Vec::new();
         let committed_ms = io.now.unix_ms;
         let expires_ms = Some(request.retention_time_ms)
@@ -393,7 +393,7 @@ impl Group {
             for (partition, result) in topic.partitions.iter().zip(&mut results.partitions) {
                 let metadata = partition.committed_metadata.as_deref().unwrap_or_default();
                 result.error_code = refusal(&topic.name, metadata);
-                if result.error_code == ErrorCode::None {
+                if result.error_code == Code::None {
                     let value = CommittedOffset {
                         offset: partition.committed_offset,
                         leader_epoch: partition.committed_leader_epoch,
@@ -456,9 +456,9 @@ impl Group {
         io: &mut Io,
         token: Token,
         request: &OffsetDeleteRequest<'_>,
-    ) -> Result<(), ErrorCode> {
+    ) -> Result<(), Code> {
         if self.state != State::Empty && self.protocol_type.as_deref() != Some(CONSUMER) {
-            return Err(ErrorCode::NonEmptyGroup);
+            return Err(Code::NonEmptyGroup);
         }
         let subscribed = self.subscribed_topics();
         let known = self.known_offsets();
@@ -467,13 +467,13 @@ impl Group {
         for topic in &request.topics {
             let name: Arc<str> = (&*topic.name).into();
             let error_code = if self.is_subscribed(subscribed.as_ref(), &name) {
-                ErrorCode::GroupSubscribedToTopic
+                Code::GroupSubscribedToTopic
             } else {
-                ErrorCode::None
+                Code::None
             };
             for partition in &topic.partitions {
                 let offset = (name.clone(), partition.partition_index);
-                if error_code == ErrorCode::None && known.contains(&offset) && gone.insert(offset) {
+                if error_code == Code::None && known.contains(&offset) && gone.insert(offset) {
                     under_way += cost_under_way(&self.id, &name, 0);
                 }
             }
@@ -490,7 +490,7 @@ impl Group {
             });
         }
         if !io.has_room(0, under_way) {
-            return Err(ErrorCode::CoordinatorNotAvailable);
+            return Err(Code::CoordinatorNotAvailable);
         }
         let response = OffsetDeleteResponse {
             topics,
@@ -535,9 +535,9 @@ impl Group {
     }
 
     /// Deletes the group with its offsets; ids that were given out and not used are forgotten.
-    fn delete(&mut self, io: &mut Io, job: Option<u64>) -> Result<(), ErrorCode> {
+    fn delete(&mut self, io: &mut Io, job: Option<u64>) -> Result<(), Code> {
         if self.state != State::Empty {
-            return Err(ErrorCode::NonEmptyGroup);
+            return Err(Code::NonEmptyGroup);
         }
         let gone = self.known_offsets();
         let under_way = gone
@@ -545,7 +545,7 @@ impl Group {
             .map(|(topic, _)| cost_under_way(&self.id, topic, 0))
             .sum();
         if !io.has_room(0, under_way) {
-            return Err(ErrorCode::CoordinatorNotAvailable);
+            return Err(Code::CoordinatorNotAvailable);
         }
         let pending: Vec<Arc<str>> = self.pending.keys().cloned().collect();
         for id in &pending {

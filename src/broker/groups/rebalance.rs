@@ -26,10 +26,10 @@ impl Coordinator {
         };
         if !self.groups.contains_key(&*request.group_id) {
             if !request.member_id.is_empty() {
-                return refuse(&mut self.io, ErrorCode::UnknownMemberId);
+                return refuse(&mut self.io, Code::UnknownMemberId);
             }
             if !self.may_create(&request.group_id) {
-                return refuse(&mut self.io, ErrorCode::CoordinatorNotAvailable);
+                return refuse(&mut self.io, Code::CoordinatorNotAvailable);
             }
             group_entry(&mut self.groups, &mut self.io, &request.group_id);
         }
@@ -50,7 +50,7 @@ impl Coordinator {
         let fits = self.io.has_room(growth, 0);
         self.with(&request.group_id, |group, io| match group {
             Some(group) if fits => group.join(io, token, context, request),
-            _ => refuse(io, ErrorCode::CoordinatorNotAvailable),
+            _ => refuse(io, Code::CoordinatorNotAvailable),
         });
     }
 
@@ -69,11 +69,11 @@ impl Coordinator {
         }
         let results = self.with(&group_id, |group, io| match group {
             Some(group) => group.leave(io, &members),
-            None => members.iter().map(|_| ErrorCode::UnknownMemberId).collect(),
+            None => members.iter().map(|_| Code::UnknownMemberId).collect(),
         });
         let error_code = match results[..] {
             [error] if version < 3 => error,
-            _ => ErrorCode::None,
+            _ => Code::None,
         };
         let members = members
             .iter()
@@ -212,16 +212,16 @@ impl Group {
         if !self.accepts(io, id) {
             self.remove_member(io, id);
             self.drop_pending(io, id);
-            refuse(io, "", ErrorCode::GroupMaxSizeReached);
+            refuse(io, "", Code::GroupMaxSizeReached);
             self.maybe_complete_join(io);
         } else if !self.supports(&request.protocol_type, &request.protocols) {
-            refuse(io, id, ErrorCode::InconsistentGroupProtocol);
+            refuse(io, id, Code::InconsistentGroupProtocol);
         } else if id.is_empty() {
             self.join_new(io, parked, context, request);
         } else if self.pending.contains_key(id) {
             if request.group_instance_id.is_some() {
                 // Such an id is given to dynamic members alone.
-                refuse(io, id, ErrorCode::UnknownMemberId);
+                refuse(io, id, Code::UnknownMemberId);
             } else {
                 self.admit_member(io, id.into(), parked, context, request);
             }
@@ -251,10 +251,10 @@ impl Group {
         if parked.version < 4 {
             self.admit_member(io, new, parked, context, request);
         } else if self.pending.len() >= io.config.max_group_size {
-            let response = refused_join(parked.version, "", ErrorCode::GroupMaxSizeReached);
+            let response = refused_join(parked.version, "", Code::GroupMaxSizeReached);
             io.answer(parked.token, Response::JoinGroup(response));
         } else {
-            let response = refused_join(parked.version, &new, ErrorCode::MemberIdRequired);
+            let response = refused_join(parked.version, &new, Code::MemberIdRequired);
             let (session, _) = timeouts_of(request);
             self.add_pending(io, new, session);
             io.answer(parked.token, Response::JoinGroup(response));
@@ -399,7 +399,7 @@ impl Group {
             let ids: Vec<Arc<str>> = self.members.keys().cloned().collect();
             for id in &ids {
                 self.set_assignment(io, id, Vec::new());
-                self.finish_sync(io, id, ErrorCode::RebalanceInProgress);
+                self.finish_sync(io, id, Code::RebalanceInProgress);
             }
         }
         self.clear_sync(io);
@@ -523,14 +523,14 @@ impl Group {
 
     // The second phase.
 
-    fn validate_sync(&self, request: &SyncGroupRequest<'_>) -> Result<(), ErrorCode> {
+    fn validate_sync(&self, request: &SyncGroupRequest<'_>) -> Result<(), Code> {
         if self.state == State::Empty {
-            return Err(ErrorCode::UnknownMemberId);
+            return Err(Code::UnknownMemberId);
         }
         let instance = request.group_instance_id.as_deref();
         self.validate_member(&request.member_id, instance)?;
         if request.generation_id != self.generation {
-            return Err(ErrorCode::IllegalGeneration);
+            return Err(Code::IllegalGeneration);
         }
         let differs = |theirs: &Option<std::borrow::Cow<'_, str>>, own: &Option<String>| match (
             theirs, own,
@@ -541,7 +541,7 @@ impl Group {
         if differs(&request.protocol_type, &self.protocol_type)
             || differs(&request.protocol_name, &self.protocol)
         {
-            return Err(ErrorCode::InconsistentGroupProtocol);
+            return Err(Code::InconsistentGroupProtocol);
         }
         Ok(())
     }
@@ -553,7 +553,7 @@ impl Group {
         }
         match self.state {
             State::Empty | State::PreparingRebalance => {
-                io.answer(token, refused_sync(ErrorCode::RebalanceInProgress));
+                io.answer(token, refused_sync(Code::RebalanceInProgress));
             }
             State::Stable => {
                 self.sync_came(io, id);
@@ -666,7 +666,7 @@ impl Group {
                 io.rebalances += 1;
                 let ids: Vec<Arc<str>> = self.members.keys().cloned().collect();
                 for id in &ids {
-                    self.finish_sync(io, id, ErrorCode::None);
+                    self.finish_sync(io, id, Code::None);
                 }
             }
             Err(error) => {
@@ -748,22 +748,22 @@ impl Group {
 
     // Staying and going.
 
-    pub(super) fn heartbeat(&mut self, io: &mut Io, request: &HeartbeatRequest<'_>) -> ErrorCode {
+    pub(super) fn heartbeat(&mut self, io: &mut Io, request: &HeartbeatRequest<'_>) -> Code {
         let id = &*request.member_id;
         if let Err(error) = self.validate_member(id, request.group_instance_id.as_deref()) {
             return error;
         }
         if request.generation_id != self.generation {
-            return ErrorCode::IllegalGeneration;
+            return Code::IllegalGeneration;
         }
         self.renew_session(io, id, None);
         match self.state {
-            State::PreparingRebalance => ErrorCode::RebalanceInProgress,
-            _ => ErrorCode::None,
+            State::PreparingRebalance => Code::RebalanceInProgress,
+            _ => Code::None,
         }
     }
 
-    fn leave(&mut self, io: &mut Io, members: &[LeaveGroupMember<'_>]) -> Vec<ErrorCode> {
+    fn leave(&mut self, io: &mut Io, members: &[LeaveGroupMember<'_>]) -> Vec<Code> {
         let mut left = false;
         let mut results = Vec::with_capacity(members.len());
         for member in members {
@@ -775,22 +775,22 @@ impl Group {
                 match id {
                     Some(id) => {
                         self.remove_member(io, &id);
-                        ErrorCode::None
+                        Code::None
                     }
-                    None => ErrorCode::UnknownMemberId,
+                    None => Code::UnknownMemberId,
                 }
             } else if self.drop_pending(io, id) {
-                ErrorCode::None
+                Code::None
             } else {
                 match self.validate_member(id, instance) {
                     Ok(()) => {
                         self.remove_member(io, id);
-                        ErrorCode::None
+                        Code::None
                     }
                     Err(error) => error,
                 }
             };
-            left |= error == ErrorCode::None;
+            left |= error == Code::None;
             results.push(error);
         }
         if left && self.state != State::Empty {

@@ -6,7 +6,7 @@
 //! without a value is a tombstone. One partition of the topic holds all records of a group, in order.
 
 use super::CommittedOffset;
-use crate::wire::kafka::{DecodeError, Reader, Writer};
+use crate::wire::kafka::{Malformed, Reader, Writer};
 
 /// The topic's name.
 pub const OFFSETS_TOPIC: &str = "__consumer_offsets";
@@ -32,7 +32,7 @@ impl OffsetsRecord {
 pub enum RecordError {
     /// Its bytes end early or make no sense.
     #[error("malformed record in {OFFSETS_TOPIC}: {0}")]
-    Malformed(#[from] DecodeError),
+    Malformed(#[from] Malformed),
     /// A version that only a younger writer knows.
     #[error(
         "record in {OFFSETS_TOPIC} with key version {key} and value version {value} is not understood"
@@ -116,8 +116,8 @@ const GROUP_VALUE_VERSION: i16 = 3;
 const MEMBER_MIN: usize = 2 + 2 + 2 + 4 + 4 + 4;
 
 fn versioned(version: i16) -> Writer {
-    let mut writer = Writer::new(false);
-    writer.int16(version);
+    let mut writer = Writer::fields(false);
+    writer.i16(version);
     writer
 }
 
@@ -131,26 +131,26 @@ pub fn offset_record(
     let mut key = versioned(OFFSET_KEY_VERSION);
     key.string(group);
     key.string(topic);
-    key.int32(partition);
+    key.i32(partition);
     let value = value.map(|value| {
         let version = match value.expires_ms {
             Some(_) => OFFSET_VALUE_VERSION_EXPIRING,
             None => OFFSET_VALUE_VERSION,
         };
         let mut writer = versioned(version);
-        writer.int64(value.offset);
+        writer.i64(value.offset);
         if version >= 3 {
-            writer.int32(value.leader_epoch);
+            writer.i32(value.leader_epoch);
         }
         writer.string(&value.metadata);
-        writer.int64(value.committed_ms);
+        writer.i64(value.committed_ms);
         if let Some(expires_ms) = value.expires_ms {
-            writer.int64(expires_ms);
+            writer.i64(expires_ms);
         }
-        writer.into_bytes()
+        writer.into_fields()
     });
     OffsetsRecord {
-        key: key.into_bytes(),
+        key: key.into_fields(),
         value,
     }
 }
@@ -162,25 +162,25 @@ pub fn group_record(group: &str, value: Option<&GroupValue<'_>>) -> OffsetsRecor
     let value = value.map(|value| {
         let mut writer = versioned(GROUP_VALUE_VERSION);
         writer.string(value.protocol_type);
-        writer.int32(value.generation);
+        writer.i32(value.generation);
         writer.nullable_string(value.protocol);
         writer.nullable_string(value.leader);
-        writer.int64(value.state_timestamp);
+        writer.i64(value.state_timestamp);
         writer.count(value.members.len());
         for member in &value.members {
             writer.string(member.member_id);
             writer.nullable_string(member.group_instance_id);
             writer.string(member.client_id);
             writer.string(member.client_host);
-            writer.int32(member.rebalance_timeout_ms);
-            writer.int32(member.session_timeout_ms);
+            writer.i32(member.rebalance_timeout_ms);
+            writer.i32(member.session_timeout_ms);
             writer.bytes(member.subscription);
             writer.bytes(member.assignment);
         }
-        writer.into_bytes()
+        writer.into_fields()
     });
     OffsetsRecord {
-        key: key.into_bytes(),
+        key: key.into_fields(),
         value,
     }
 }
@@ -188,12 +188,12 @@ pub fn group_record(group: &str, value: Option<&GroupValue<'_>>) -> OffsetsRecor
 /// Reads a record of the topic.
 pub fn decode<'a>(key: &'a [u8], value: Option<&'a [u8]>) -> Result<Stored<'a>, RecordError> {
     let mut reader = Reader::new(key, false);
-    let version = reader.int16()?;
+    let version = reader.i16()?;
     match version {
         0..=OFFSET_KEY_VERSION => {
             let group = reader.string()?;
             let topic = reader.string()?;
-            let partition = reader.int32()?;
+            let partition = reader.i32()?;
             let value = value
                 .map(|value| decode_offset(version, value))
                 .transpose()?;
@@ -220,19 +220,19 @@ pub fn decode<'a>(key: &'a [u8], value: Option<&'a [u8]>) -> Result<Stored<'a>, 
 
 fn decode_offset(key: i16, value: &[u8]) -> Result<CommittedOffset, RecordError> {
     let mut reader = Reader::new(value, false);
-    let version = reader.int16()?;
+    let version = reader.i16()?;
     if !(0..=OFFSET_VALUE_VERSION).contains(&version) {
         return Err(RecordError::Version {
             key,
             value: version,
         });
     }
-    let offset = reader.int64()?;
-    let leader_epoch = if version >= 3 { reader.int32()? } else { -1 };
+    let offset = reader.i64()?;
+    let leader_epoch = if version >= 3 { reader.i32()? } else { -1 };
     let metadata = reader.string()?.into();
-    let committed_ms = reader.int64()?;
+    let committed_ms = reader.i64()?;
     let expires_ms = match version {
-        OFFSET_VALUE_VERSION_EXPIRING => Some(reader.int64()?).filter(|&at| at != -1),
+        OFFSET_VALUE_VERSION_EXPIRING => Some(reader.i64()?).filter(|&at| at != -1),
         _ => None,
     };
     Ok(CommittedOffset {
@@ -246,7 +246,7 @@ fn decode_offset(key: i16, value: &[u8]) -> Result<CommittedOffset, RecordError>
 
 fn decode_group(key: i16, value: &[u8]) -> Result<GroupValue<'_>, RecordError> {
     let mut reader = Reader::new(value, false);
-    let version = reader.int16()?;
+    let version = reader.i16()?;
     if !(0..=GROUP_VALUE_VERSION).contains(&version) {
         return Err(RecordError::Version {
             key,
@@ -255,10 +255,10 @@ fn decode_group(key: i16, value: &[u8]) -> Result<GroupValue<'_>, RecordError> {
     }
     let mut group = GroupValue {
         protocol_type: reader.string()?,
-        generation: reader.int32()?,
+        generation: reader.i32()?,
         protocol: reader.nullable_string()?,
         leader: reader.nullable_string()?,
-        state_timestamp: if version >= 2 { reader.int64()? } else { -1 },
+        state_timestamp: if version >= 2 { reader.i64()? } else { -1 },
         members: Vec::new(),
     };
     let count = reader.count(MEMBER_MIN)?;
@@ -273,8 +273,8 @@ fn decode_group(key: i16, value: &[u8]) -> Result<GroupValue<'_>, RecordError> {
             },
             client_id: reader.string()?,
             client_host: reader.string()?,
-            rebalance_timeout_ms: if version >= 1 { reader.int32()? } else { -1 },
-            session_timeout_ms: reader.int32()?,
+            rebalance_timeout_ms: if version >= 1 { reader.i32()? } else { -1 },
+            session_timeout_ms: reader.i32()?,
             subscription: reader.bytes()?,
             assignment: reader.bytes()?,
         });
@@ -284,9 +284,9 @@ fn decode_group(key: i16, value: &[u8]) -> Result<GroupValue<'_>, RecordError> {
 
 /// The topics of a consumer's subscription, as the clients' own protocol of type `consumer` has it:
 /// a version, then the names; what follows is left alone.
-pub(super) fn subscribed_topics(subscription: &[u8]) -> Result<Vec<&str>, DecodeError> {
+pub(super) fn subscribed_topics(subscription: &[u8]) -> Result<Vec<&str>, Malformed> {
     let mut reader = Reader::new(subscription, false);
-    reader.int16()?;
+    reader.i16()?;
     let count = reader.count(2)?;
     (0..count).map(|_| reader.string()).collect()
 }

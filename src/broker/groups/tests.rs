@@ -144,7 +144,7 @@ impl Bench {
     fn join(&mut self) -> (String, Token) {
         let token = self.join_as(9, "", None);
         let refused = self.taken_join(token);
-        assert_eq!(refused.error_code, ErrorCode::MemberIdRequired);
+        assert_eq!(refused.error_code, Code::MemberIdRequired);
         let id = refused.member_id.into_owned();
         let token = self.join_as(9, &id, None);
         (id, token)
@@ -180,11 +180,11 @@ impl Bench {
         self.send(5, Request::SyncGroup(request))
     }
 
-    fn beat(&mut self, id: &str, generation: i32) -> ErrorCode {
+    fn beat(&mut self, id: &str, generation: i32) -> Code {
         self.beat_as(id, None, generation)
     }
 
-    fn beat_as(&mut self, id: &str, instance: Option<&str>, generation: i32) -> ErrorCode {
+    fn beat_as(&mut self, id: &str, instance: Option<&str>, generation: i32) -> Code {
         let request = HeartbeatRequest {
             group_id: "g".into(),
             generation_id: generation,
@@ -198,7 +198,7 @@ impl Bench {
         }
     }
 
-    fn leave(&mut self, members: &[(&str, Option<&str>)]) -> Vec<ErrorCode> {
+    fn leave(&mut self, members: &[(&str, Option<&str>)]) -> Vec<Code> {
         let members = members
             .iter()
             .map(|&(id, instance)| LeaveGroupMember {
@@ -215,7 +215,7 @@ impl Bench {
         let token = self.send(5, Request::LeaveGroup(request));
         match self.take(token) {
             Response::LeaveGroup(response) => {
-                assert_eq!(response.error_code, ErrorCode::None);
+                assert_eq!(response.error_code, Code::None);
                 response
                     .members
                     .iter()
@@ -261,7 +261,7 @@ impl Bench {
         self.send(8, Request::OffsetCommit(request))
     }
 
-    fn committed(&mut self, token: Token) -> Vec<ErrorCode> {
+    fn committed(&mut self, token: Token) -> Vec<Code> {
         match self.take(token) {
             Response::OffsetCommit(response) => errors(&response.topics),
             other => panic!("{other:?}"),
@@ -280,7 +280,7 @@ impl Bench {
         let token = self.send(7, Request::OffsetFetch(request));
         match self.take(token) {
             Response::OffsetFetch(response) => {
-                assert_eq!(response.error_code, ErrorCode::None);
+                assert_eq!(response.error_code, Code::None);
                 response.topics[0].partitions[0].committed_offset
             }
             other => panic!("{other:?}"),
@@ -310,7 +310,7 @@ impl Bench {
         self.send(2, Request::DeleteGroups(request))
     }
 
-    fn deleted(&mut self, token: Token) -> ErrorCode {
+    fn deleted(&mut self, token: Token) -> Code {
         match self.take(token) {
             Response::DeleteGroups(response) => response.results[0].error_code,
             other => panic!("{other:?}"),
@@ -342,7 +342,7 @@ impl Bench {
         let mut leader = String::new();
         for (id, &token) in ids.iter().zip(joins) {
             let joined = self.taken_join(token);
-            assert_eq!(joined.error_code, ErrorCode::None);
+            assert_eq!(joined.error_code, Code::None);
             assert_eq!(joined.generation_id, generation);
             assert_eq!(joined.member_id, *id);
             let is_leader = joined.leader == *id;
@@ -363,7 +363,7 @@ impl Bench {
             .collect();
         for (id, token) in syncs {
             let synced = self.taken_sync(token);
-            assert_eq!(synced.error_code, ErrorCode::None);
+            assert_eq!(synced.error_code, Code::None);
             assert_eq!(*synced.assignment, *id.as_bytes());
             assert_eq!(synced.protocol_name.as_deref(), Some("range"));
         }
@@ -388,7 +388,7 @@ impl Bench {
     }
 }
 
-fn errors(topics: &[TopicResults<'_>]) -> Vec<ErrorCode> {
+fn errors(topics: &[TopicResults<'_>]) -> Vec<Code> {
     topics
         .iter()
         .flat_map(|topic| &topic.partitions)
@@ -423,15 +423,15 @@ fn a_member_gets_an_id_joins_and_is_assigned_when_that_is_durable() {
     bench.by_hand = true;
     let (id, token) = bench.join();
     let joined = bench.taken_join(token);
-    assert_eq!(joined.error_code, ErrorCode::None);
+    assert_eq!(joined.error_code, Code::None);
     assert_eq!((joined.generation_id, &*joined.leader), (1, &*id));
     assert_eq!(joined.protocol_name.as_deref(), Some("range"));
     assert_eq!(joined.protocol_type.as_deref(), Some("consumer"));
     assert_eq!(joined.members.len(), 1);
     assert_eq!(*joined.members[0].metadata, *SUBSCRIPTION);
-    assert_eq!(bench.beat(&id, 1), ErrorCode::None);
-    assert_eq!(bench.beat(&id, 2), ErrorCode::IllegalGeneration);
-    assert_eq!(bench.beat("other", 1), ErrorCode::UnknownMemberId);
+    assert_eq!(bench.beat(&id, 1), Code::None);
+    assert_eq!(bench.beat(&id, 2), Code::IllegalGeneration);
+    assert_eq!(bench.beat("other", 1), Code::UnknownMemberId);
 
     let token = bench.sync(&id, 1, &[(&id, "all")]);
     assert!(bench.is_open(token), "not before it is in the log");
@@ -483,22 +483,22 @@ fn a_new_member_makes_all_join_again() {
     let (third, third_join) = bench.join();
     assert!(bench.is_open(third_join));
     for id in &ids {
-        assert_eq!(bench.beat(id, 1), ErrorCode::RebalanceInProgress);
+        assert_eq!(bench.beat(id, 1), Code::RebalanceInProgress);
     }
     // A member may commit what it has read until the new generation begins.
     let token = bench.commit(&ids[0], 1, &[("t", 0, 5)]);
-    assert_eq!(bench.committed(token), [ErrorCode::None]);
+    assert_eq!(bench.committed(token), [Code::None]);
     let mut joins: Vec<Token> = ids.iter().map(|id| bench.join_as(9, id, None)).collect();
     ids.push(third);
     joins.push(third_join);
     let token = bench.commit(&ids[0], 1, &[("t", 0, 6)]);
-    assert_eq!(bench.committed(token), [ErrorCode::IllegalGeneration]);
+    assert_eq!(bench.committed(token), [Code::IllegalGeneration]);
     let token = bench.commit(&ids[0], 2, &[("t", 0, 6)]);
-    assert_eq!(bench.committed(token), [ErrorCode::RebalanceInProgress]);
+    assert_eq!(bench.committed(token), [Code::RebalanceInProgress]);
     let leader = bench.finish_rebalance(&ids, &joins, 2).remove(0);
     assert_eq!(leader, ids[0], "the leader stays");
     let token = bench.commit(&ids[0], 2, &[("t", 0, 6)]);
-    assert_eq!(bench.committed(token), [ErrorCode::None]);
+    assert_eq!(bench.committed(token), [Code::None]);
     assert_eq!(bench.fetch("t", 0), 6);
     assert_eq!(bench.coordinator.stats().rebalances, 2);
 }
@@ -526,12 +526,9 @@ fn who_does_not_join_in_time_is_out_and_a_leader_is_replaced() {
     let joined = bench.taken_join(follower);
     assert_eq!((joined.generation_id, &*joined.leader), (2, &*ids[1]));
     assert_eq!(joined.members.len(), 1);
-    assert_eq!(bench.beat(&ids[0], 1), ErrorCode::UnknownMemberId);
+    assert_eq!(bench.beat(&ids[0], 1), Code::UnknownMemberId);
     let token = bench.join_as(9, &ids[0], None);
-    assert_eq!(
-        bench.taken_join(token).error_code,
-        ErrorCode::UnknownMemberId
-    );
+    assert_eq!(bench.taken_join(token).error_code, Code::UnknownMemberId);
 }
 
 #[test]
@@ -545,7 +542,7 @@ fn a_leader_that_dies_before_it_assigns_makes_the_others_join_again() {
     let waiting = bench.sync(&ids[1], 2, &[]);
     bench.pass(SESSION_MS + 1);
     let synced = bench.taken_sync(waiting);
-    assert_eq!(synced.error_code, ErrorCode::RebalanceInProgress);
+    assert_eq!(synced.error_code, Code::RebalanceInProgress);
     let token = bench.join_as(9, &ids[1], None);
     bench.finish_rebalance(&ids[1..], &[token], 3);
     assert_eq!(bench.coordinator.stats().expired_members, 1);
@@ -559,14 +556,14 @@ fn who_never_asks_for_its_assignment_is_out() {
         bench.join_as(9, id, None);
     }
     let token = bench.sync(&ids[0], 2, &[]);
-    assert_eq!(bench.taken_sync(token).error_code, ErrorCode::None);
+    assert_eq!(bench.taken_sync(token).error_code, Code::None);
     for _ in 0..=REBALANCE_MS / 5_000 {
         bench.pass(5_000);
         bench.beat(&ids[0], 2);
         bench.beat(&ids[1], 2);
     }
-    assert_eq!(bench.beat(&ids[0], 2), ErrorCode::RebalanceInProgress);
-    assert_eq!(bench.beat(&ids[1], 2), ErrorCode::UnknownMemberId);
+    assert_eq!(bench.beat(&ids[0], 2), Code::RebalanceInProgress);
+    assert_eq!(bench.beat(&ids[1], 2), Code::UnknownMemberId);
 }
 
 #[test]
@@ -574,7 +571,7 @@ fn a_member_whose_session_ends_is_out_and_the_group_empties() {
     let mut bench = Bench::new(config());
     let ids = bench.stable(1);
     bench.pass(SESSION_MS - 1);
-    assert_eq!(bench.beat(&ids[0], 1), ErrorCode::None);
+    assert_eq!(bench.beat(&ids[0], 1), Code::None);
     bench.pass(SESSION_MS - 1);
     assert_eq!(bench.state(), "Stable");
     bench.pass(2);
@@ -584,10 +581,7 @@ fn a_member_whose_session_ends_is_out_and_the_group_empties() {
     let id = bench.taken_join(token).member_id.into_owned();
     bench.pass(SESSION_MS + 1);
     let token = bench.join_as(9, &id, None);
-    assert_eq!(
-        bench.taken_join(token).error_code,
-        ErrorCode::UnknownMemberId
-    );
+    assert_eq!(bench.taken_join(token).error_code, Code::UnknownMemberId);
 }
 
 #[test]
@@ -618,7 +612,7 @@ fn the_protocol_that_most_like_is_chosen_among_those_that_all_support() {
     ];
     let stranger = join(&["unknown"]);
     let refused = bench.taken_join(stranger);
-    assert_eq!(refused.error_code, ErrorCode::InconsistentGroupProtocol);
+    assert_eq!(refused.error_code, Code::InconsistentGroupProtocol);
     assert_eq!(
         refused.protocol_name.as_deref(),
         Some(""),
@@ -646,30 +640,30 @@ fn requests_that_make_no_sense_are_refused() {
             session_timeout_ms,
             ..join_request("", None)
         };
-        assert_eq!(refused(request), ErrorCode::InvalidSessionTimeout);
+        assert_eq!(refused(request), Code::InvalidSessionTimeout);
     }
     let request = JoinGroupRequest {
         group_id: "".into(),
         ..join_request("", None)
     };
-    assert_eq!(refused(request), ErrorCode::InvalidGroupId);
+    assert_eq!(refused(request), Code::InvalidGroupId);
     let request = JoinGroupRequest {
         protocols: Vec::new(),
         ..join_request("", None)
     };
-    assert_eq!(refused(request), ErrorCode::InconsistentGroupProtocol);
+    assert_eq!(refused(request), Code::InconsistentGroupProtocol);
     let request = JoinGroupRequest {
         protocol_type: "".into(),
         ..join_request("", None)
     };
-    assert_eq!(refused(request), ErrorCode::InconsistentGroupProtocol);
+    assert_eq!(refused(request), Code::InconsistentGroupProtocol);
     let mut request = join_request("", None);
     request.protocols[1].name = "range".into();
-    assert_eq!(refused(request), ErrorCode::InconsistentGroupProtocol);
+    assert_eq!(refused(request), Code::InconsistentGroupProtocol);
     let request = join_request("never-given-out", None);
-    assert_eq!(refused(request), ErrorCode::UnknownMemberId);
+    assert_eq!(refused(request), Code::UnknownMemberId);
     let request = join_request("", Some(""));
-    assert_eq!(refused(request), ErrorCode::InvalidRequest);
+    assert_eq!(refused(request), Code::InvalidRequest);
     assert_eq!(
         bench.coordinator.stats().groups,
         0,
@@ -686,10 +680,10 @@ fn requests_that_make_no_sense_are_refused() {
     };
     let token = bench.send(5, Request::SyncGroup(request));
     let error = bench.taken_sync(token).error_code;
-    assert_eq!(error, ErrorCode::InconsistentGroupProtocol);
+    assert_eq!(error, Code::InconsistentGroupProtocol);
     let token = bench.sync(&ids[0], 3, &[]);
     let error = bench.taken_sync(token).error_code;
-    assert_eq!(error, ErrorCode::IllegalGeneration);
+    assert_eq!(error, Code::IllegalGeneration);
 }
 
 #[test]
@@ -708,7 +702,7 @@ fn a_static_member_starts_again_without_a_rebalance() {
         bench.finish_all();
         let joined = bench.taken_join(token);
         let new = joined.member_id.into_owned();
-        assert_eq!(joined.error_code, ErrorCode::None);
+        assert_eq!(joined.error_code, Code::None);
         assert_eq!(joined.generation_id, 1);
         assert_ne!(new, old);
         if version >= 9 {
@@ -725,17 +719,17 @@ fn a_static_member_starts_again_without_a_rebalance() {
         let mut restarted = bench.restarted();
         for bench in [&mut bench, &mut restarted] {
             let fenced = bench.beat_as(&old, Some("one"), 1);
-            assert_eq!(fenced, ErrorCode::FencedInstanceId);
-            assert_eq!(bench.beat(&old, 1), ErrorCode::UnknownMemberId);
-            assert_eq!(bench.beat_as(&new, Some("one"), 1), ErrorCode::None);
+            assert_eq!(fenced, Code::FencedInstanceId);
+            assert_eq!(bench.beat(&old, 1), Code::UnknownMemberId);
+            assert_eq!(bench.beat_as(&new, Some("one"), 1), Code::None);
             let token = bench.sync_as(&old, Some("one"), 1, &[]);
             let error = bench.taken_sync(token).error_code;
-            assert_eq!(error, ErrorCode::FencedInstanceId);
+            assert_eq!(error, Code::FencedInstanceId);
             let token = bench.join_as(9, &old, Some("one"));
             let error = bench.taken_join(token).error_code;
-            assert_eq!(error, ErrorCode::FencedInstanceId);
+            assert_eq!(error, Code::FencedInstanceId);
             let gone = bench.leave(&[(&old, Some("one"))]);
-            assert_eq!(gone, [ErrorCode::FencedInstanceId]);
+            assert_eq!(gone, [Code::FencedInstanceId]);
         }
     }
 }
@@ -749,17 +743,17 @@ fn a_static_member_that_starts_twice_at_once_fences_the_first() {
     let first = bench.join_as(9, "", Some("one"));
     let second = bench.join_as(9, "", Some("one"));
     let error = bench.taken_join(first).error_code;
-    assert_eq!(error, ErrorCode::FencedInstanceId);
+    assert_eq!(error, Code::FencedInstanceId);
     bench.pass(1_000);
     let joined = bench.taken_join(second);
-    assert_eq!(joined.error_code, ErrorCode::None);
+    assert_eq!(joined.error_code, Code::None);
     // While the leader assigns, a restart makes it assign anew.
     let third = bench.join_as(9, "", Some("one"));
     let joined_again = bench.taken_join(third);
     assert_eq!(joined_again.generation_id, 2);
     let token = bench.sync_as(&joined.member_id, Some("one"), 1, &[]);
     let error = bench.taken_sync(token).error_code;
-    assert_eq!(error, ErrorCode::FencedInstanceId);
+    assert_eq!(error, Code::FencedInstanceId);
 }
 
 #[test]
@@ -792,11 +786,11 @@ fn static_members_may_be_away_while_others_rebalance() {
     let leader = bench.coordinator.groups["g"].leader.clone().unwrap();
     bench.sync(&leader, 1, &[(&one, "1"), (&other, "2")]);
     // A dynamic member leaves while the static one is silent: its place is kept until its session ends.
-    assert_eq!(bench.leave(&[(&other, None)]), [ErrorCode::None]);
+    assert_eq!(bench.leave(&[(&other, None)]), [Code::None]);
     assert_eq!(bench.state(), "PreparingRebalance");
     assert_eq!(
         bench.beat_as(&one, Some("one"), 1),
-        ErrorCode::RebalanceInProgress
+        Code::RebalanceInProgress
     );
     bench.pass(SESSION_MS - 1);
     assert_eq!(bench.describe().members.len(), 1);
@@ -817,14 +811,11 @@ fn members_leave_by_ids_of_either_kind_and_many_at_once() {
         ("", Some("unknown")),
         (&ids[1], None),
     ]);
-    let unknown = ErrorCode::UnknownMemberId;
-    assert_eq!(
-        gone,
-        [ErrorCode::None, ErrorCode::None, unknown, unknown, unknown]
-    );
+    let unknown = Code::UnknownMemberId;
+    assert_eq!(gone, [Code::None, Code::None, unknown, unknown, unknown]);
     assert_eq!(bench.state(), "PreparingRebalance");
     // Before version 3 there is one member, and the error is at the top.
-    for (id, expected) in [(&*ids[0], ErrorCode::None), ("unknown", unknown)] {
+    for (id, expected) in [(&*ids[0], Code::None), ("unknown", unknown)] {
         let request = LeaveGroupRequest {
             group_id: "g".into(),
             member_id: id.into(),
@@ -845,16 +836,16 @@ fn a_member_that_leaves_while_it_waits_is_answered() {
     let mut bench = Bench::new(config());
     let ids = bench.stable(2);
     let (third, join) = bench.join();
-    assert_eq!(bench.leave(&[(&third, None)]), [ErrorCode::None]);
+    assert_eq!(bench.leave(&[(&third, None)]), [Code::None]);
     let error = bench.taken_join(join).error_code;
-    assert_eq!(error, ErrorCode::UnknownMemberId);
+    assert_eq!(error, Code::UnknownMemberId);
     for id in &ids {
         bench.join_as(9, id, None);
     }
     let follower = bench.sync(&ids[1], 2, &[]);
-    assert_eq!(bench.leave(&[(&ids[1], None)]), [ErrorCode::None]);
+    assert_eq!(bench.leave(&[(&ids[1], None)]), [Code::None]);
     let error = bench.taken_sync(follower).error_code;
-    assert_eq!(error, ErrorCode::UnknownMemberId);
+    assert_eq!(error, Code::UnknownMemberId);
 }
 
 #[test]
@@ -864,14 +855,14 @@ fn a_request_sent_again_replaces_the_first_which_is_answered() {
     let first = bench.join_as(9, &ids[0], None);
     let second = bench.join_as(9, &ids[0], None);
     let error = bench.taken_join(first).error_code;
-    assert_eq!(error, ErrorCode::RebalanceInProgress);
+    assert_eq!(error, Code::RebalanceInProgress);
     assert!(bench.is_open(second));
     bench.join_as(9, &ids[1], None);
     assert_eq!(bench.taken_join(second).generation_id, 2);
     let first = bench.sync(&ids[1], 2, &[]);
     let second = bench.sync(&ids[1], 2, &[]);
     let error = bench.taken_sync(first).error_code;
-    assert_eq!(error, ErrorCode::RebalanceInProgress);
+    assert_eq!(error, Code::RebalanceInProgress);
     bench.sync(&ids[0], 2, &[(&ids[1], "one")]);
     assert_eq!(*bench.taken_sync(second).assignment, *b"one");
     // A lost answer is given again, to the leader with the members.
@@ -908,7 +899,7 @@ fn an_assignment_that_does_not_get_into_the_log_does_not_hold() {
     let (id, _) = bench.join();
     let token = bench.sync(&id, 1, &[(&id, &"x".repeat(1_000))]);
     let error = bench.taken_sync(token).error_code;
-    assert_eq!(error, ErrorCode::UnknownServerError);
+    assert_eq!(error, Code::UnknownServerError);
     assert!(bench.log.is_empty());
 }
 
@@ -927,15 +918,15 @@ fn an_offset_shows_and_is_answered_when_it_is_durable() {
     assert_eq!(bench.fetch("t", 0), -1);
     bench.finish(0, Ok(()));
     bench.settle();
-    assert_eq!(bench.committed(token), [ErrorCode::None; 2]);
-    assert_eq!(bench.committed(later), [ErrorCode::None]);
+    assert_eq!(bench.committed(token), [Code::None; 2]);
+    assert_eq!(bench.committed(later), [Code::None]);
     assert_eq!((bench.fetch("t", 0), bench.fetch("u", 1)), (7, 6));
 
     let token = bench.commit("", -1, &[("t", 0, 8)]);
     bench.finish(0, Err(AppendError::Unavailable));
     bench.settle();
     let errors = bench.committed(token);
-    assert_eq!(errors, [ErrorCode::CoordinatorNotAvailable]);
+    assert_eq!(errors, [Code::CoordinatorNotAvailable]);
     assert_eq!(bench.fetch("t", 0), 7);
 }
 
@@ -946,26 +937,26 @@ fn commits_are_taken_from_members_of_this_generation_and_from_nobody_else() {
         let token = bench.commit(id, generation, &[("t", 0, 1)]);
         bench.committed(token)[0]
     };
-    assert_eq!(commit(&mut bench, "", 0), ErrorCode::IllegalGeneration);
+    assert_eq!(commit(&mut bench, "", 0), Code::IllegalGeneration);
     assert_eq!(bench.coordinator.stats().groups, 0);
-    assert_eq!(commit(&mut bench, "", -1), ErrorCode::None);
+    assert_eq!(commit(&mut bench, "", -1), Code::None);
     let ids = bench.stable(1);
-    assert_eq!(commit(&mut bench, &ids[0], 1), ErrorCode::None);
-    assert_eq!(commit(&mut bench, &ids[0], 0), ErrorCode::IllegalGeneration);
-    assert_eq!(commit(&mut bench, "other", 1), ErrorCode::UnknownMemberId);
-    assert_eq!(commit(&mut bench, "", -1), ErrorCode::UnknownMemberId);
+    assert_eq!(commit(&mut bench, &ids[0], 1), Code::None);
+    assert_eq!(commit(&mut bench, &ids[0], 0), Code::IllegalGeneration);
+    assert_eq!(commit(&mut bench, "other", 1), Code::UnknownMemberId);
+    assert_eq!(commit(&mut bench, "", -1), Code::UnknownMemberId);
     // Each partition is judged by itself.
     let token = bench.commit_with(&ids[0], 1, &[("t", 0, 1)], &"x".repeat(5_000), -1);
     let errors = bench.committed(token);
-    assert_eq!(errors, [ErrorCode::OffsetMetadataTooLarge]);
+    assert_eq!(errors, [Code::OffsetMetadataTooLarge]);
     let token = bench.commit(&ids[0], 1, &[("", 0, 1), ("t", 0, 9)]);
     let errors = bench.committed(token);
-    assert_eq!(errors, [ErrorCode::InvalidTopicException, ErrorCode::None]);
+    assert_eq!(errors, [Code::InvalidTopicException, Code::None]);
     assert_eq!(bench.fetch("t", 0), 9);
     // A commit keeps the session.
     for _ in 0..5 {
         bench.pass(SESSION_MS - 1);
-        assert_eq!(commit(&mut bench, &ids[0], 1), ErrorCode::None);
+        assert_eq!(commit(&mut bench, &ids[0], 1), Code::None);
     }
 }
 
@@ -989,7 +980,7 @@ fn a_long_commit_takes_several_appends_and_one_answer() {
         assert!(bench.is_open(token));
     }
     bench.finish_all();
-    assert_eq!(bench.committed(token), [ErrorCode::None; 100]);
+    assert_eq!(bench.committed(token), [Code::None; 100]);
     assert_eq!(bench.fetch("t", 99), 99);
 }
 
@@ -1050,11 +1041,7 @@ fn offsets_are_deleted_unless_a_member_subscribes_to_the_topic() {
     };
     assert_eq!(
         errors(&response.topics),
-        [
-            ErrorCode::GroupSubscribedToTopic,
-            ErrorCode::None,
-            ErrorCode::None
-        ]
+        [Code::GroupSubscribedToTopic, Code::None, Code::None]
     );
     assert_eq!((bench.fetch("t", 0), bench.fetch("u", 0)), (5, -1));
     let mut restarted = bench.restarted();
@@ -1071,7 +1058,7 @@ fn groups_are_listed_described_and_deleted() {
     let mut bench = Bench::new(config());
     assert_eq!(bench.state(), "Dead");
     let token = bench.delete_group();
-    assert_eq!(bench.deleted(token), ErrorCode::GroupIdNotFound);
+    assert_eq!(bench.deleted(token), Code::GroupIdNotFound);
     let ids = bench.stable(2);
     bench.commit(&ids[0], 1, &[("t", 0, 5)]);
     let described = bench.describe();
@@ -1096,14 +1083,14 @@ fn groups_are_listed_described_and_deleted() {
         assert_eq!(response.groups.len(), count);
     }
     let token = bench.delete_group();
-    assert_eq!(bench.deleted(token), ErrorCode::NonEmptyGroup);
+    assert_eq!(bench.deleted(token), Code::NonEmptyGroup);
     bench.leave(&[(&ids[0], None), (&ids[1], None)]);
 
     bench.by_hand = true;
     let token = bench.delete_group();
     assert!(bench.is_open(token), "not before it is durable");
     bench.finish_all();
-    assert_eq!(bench.deleted(token), ErrorCode::None);
+    assert_eq!(bench.deleted(token), Code::None);
     assert_eq!(bench.state(), "Dead");
     assert_eq!(
         bench.coordinator.stats(),
@@ -1123,7 +1110,7 @@ fn a_group_that_is_deleted_takes_a_commit_under_way_with_it_but_not_a_later_one(
     let deletion = bench.delete_group();
     bench.commit("", -1, &[("u", 0, 6)]);
     bench.finish_all();
-    assert_eq!(bench.deleted(deletion), ErrorCode::None);
+    assert_eq!(bench.deleted(deletion), Code::None);
     let mut restarted = bench.restarted();
     for bench in [&mut bench, &mut restarted] {
         assert_eq!((bench.fetch("t", 0), bench.fetch("u", 0)), (-1, 6));
@@ -1132,8 +1119,8 @@ fn a_group_that_is_deleted_takes_a_commit_under_way_with_it_but_not_a_later_one(
     let (id, join) = bench.join();
     bench.taken_join(join);
     let token = bench.delete_group();
-    assert_eq!(bench.deleted(token), ErrorCode::NonEmptyGroup);
-    assert_eq!(bench.beat(&id, 1), ErrorCode::None);
+    assert_eq!(bench.deleted(token), Code::NonEmptyGroup);
+    assert_eq!(bench.beat(&id, 1), Code::None);
     // If the log does not take the deletion, nothing is deleted.
     bench.leave(&[(&id, None)]);
     bench.finish_all();
@@ -1143,7 +1130,7 @@ fn a_group_that_is_deleted_takes_a_commit_under_way_with_it_but_not_a_later_one(
         bench.settle();
     }
     let error = bench.deleted(token);
-    assert_eq!(error, ErrorCode::CoordinatorNotAvailable);
+    assert_eq!(error, Code::CoordinatorNotAvailable);
     assert_eq!(bench.fetch("u", 0), 6);
 }
 
@@ -1171,7 +1158,7 @@ fn offsets_expire_when_nobody_needs_them() {
     bench.commit(&ids[0], 1, &[("t", 0, 5), ("u", 0, 6)]);
     for _ in 0..8 * DAY / 9_000 {
         bench.pass(9_000);
-        assert_eq!(bench.beat(&ids[0], 1), ErrorCode::None);
+        assert_eq!(bench.beat(&ids[0], 1), Code::None);
     }
     assert_eq!((bench.fetch("t", 0), bench.fetch("u", 0)), (5, -1));
     // A week after its end.
@@ -1195,9 +1182,9 @@ fn a_group_has_its_greatest_size() {
     let ids = bench.stable(2);
     let token = bench.join_as(9, "", None);
     let error = bench.taken_join(token).error_code;
-    assert_eq!(error, ErrorCode::GroupMaxSizeReached);
+    assert_eq!(error, Code::GroupMaxSizeReached);
     let token = bench.join_as(9, &ids[1], None);
-    assert_eq!(bench.taken_join(token).error_code, ErrorCode::None);
+    assert_eq!(bench.taken_join(token).error_code, Code::None);
     // Ids that are given out are counted too.
     let mut bench = Bench::new(Config {
         max_group_size: 2,
@@ -1207,8 +1194,8 @@ fn a_group_has_its_greatest_size() {
         let token = bench.join_as(9, "", None);
         let error = bench.taken_join(token).error_code;
         let expected = match n {
-            0 | 1 => ErrorCode::MemberIdRequired,
-            _ => ErrorCode::GroupMaxSizeReached,
+            0 | 1 => Code::MemberIdRequired,
+            _ => Code::GroupMaxSizeReached,
         };
         assert_eq!(error, expected);
     }
@@ -1219,12 +1206,12 @@ fn a_group_has_its_greatest_size() {
     let mut bench = bench.restarted();
     assert_eq!(bench.state(), "PreparingRebalance");
     let joins: Vec<Token> = ids.iter().map(|id| bench.join_as(9, id, None)).collect();
-    let codes: Vec<ErrorCode> = joins
+    let codes: Vec<Code> = joins
         .iter()
         .map(|&token| bench.taken_join(token).error_code)
         .collect();
-    let full = ErrorCode::GroupMaxSizeReached;
-    assert_eq!(codes, [ErrorCode::None, ErrorCode::None, full]);
+    let full = Code::GroupMaxSizeReached;
+    assert_eq!(codes, [Code::None, Code::None, full]);
 }
 
 #[test]
@@ -1238,13 +1225,13 @@ fn memory_has_its_limits_and_what_is_there_goes_on() {
     });
     let ids = bench.stable(1);
     let token = bench.commit(&ids[0], 1, &[("t", 0, 1)]);
-    assert_eq!(bench.committed(token), [ErrorCode::None]);
+    assert_eq!(bench.committed(token), [Code::None]);
     // Offsets.
     let mut refused = 0;
     for n in 0..200 {
         let offsets: Vec<(&str, i32, i64)> = (0..100).map(|m| ("u", n * 100 + m, 1)).collect();
         let token = bench.commit(&ids[0], 1, &offsets);
-        let refusal = bench.committed(token)[0] == ErrorCode::CoordinatorNotAvailable;
+        let refusal = bench.committed(token)[0] == Code::CoordinatorNotAvailable;
         refused += u64::from(refusal);
         assert!(bench.coordinator.stats().state_bytes <= limit);
     }
@@ -1253,21 +1240,21 @@ fn memory_has_its_limits_and_what_is_there_goes_on() {
     // The last gap is filled one by one.
     for n in 0.. {
         let token = bench.commit(&ids[0], 1, &[("u", 1_000_000 + n, 1)]);
-        if bench.committed(token) == [ErrorCode::CoordinatorNotAvailable] {
+        if bench.committed(token) == [Code::CoordinatorNotAvailable] {
             break;
         }
     }
     // What is there can be committed again, and its members join again.
     let token = bench.commit(&ids[0], 1, &[("t", 0, 2)]);
-    assert_eq!(bench.committed(token), [ErrorCode::None]);
+    assert_eq!(bench.committed(token), [Code::None]);
     let token = bench.join_as(9, &ids[0], None);
     assert_eq!(bench.taken_join(token).generation_id, 2);
     let token = bench.sync(&ids[0], 2, &[]);
-    assert_eq!(bench.taken_sync(token).error_code, ErrorCode::None);
+    assert_eq!(bench.taken_sync(token).error_code, Code::None);
     // New members are not taken, nor new groups, and none of them stays.
     let token = bench.join_as(9, "", None);
     let error = bench.taken_join(token).error_code;
-    assert_eq!(error, ErrorCode::CoordinatorNotAvailable);
+    assert_eq!(error, Code::CoordinatorNotAvailable);
 
     // Groups.
     let mut bench = Bench::new(Config {
@@ -1281,8 +1268,8 @@ fn memory_has_its_limits_and_what_is_there_goes_on() {
         };
         let token = bench.send(9, Request::JoinGroup(request));
         let expected = match n {
-            0..100 => ErrorCode::MemberIdRequired,
-            _ => ErrorCode::CoordinatorNotAvailable,
+            0..100 => Code::MemberIdRequired,
+            _ => Code::CoordinatorNotAvailable,
         };
         assert_eq!(bench.taken_join(token).error_code, expected);
     }
@@ -1299,11 +1286,11 @@ fn memory_has_its_limits_and_what_is_there_goes_on() {
         .collect();
     assert!(bench.coordinator.stats().in_flight_bytes <= 10_000);
     bench.finish_all();
-    let codes: HashSet<ErrorCode> = tokens
+    let codes: HashSet<Code> = tokens
         .iter()
         .flat_map(|&token| bench.committed(token))
         .collect();
-    let both = [ErrorCode::None, ErrorCode::CoordinatorNotAvailable];
+    let both = [Code::None, Code::CoordinatorNotAvailable];
     assert_eq!(codes, HashSet::from(both));
     assert_eq!(bench.coordinator.stats().in_flight_bytes, 0);
 }
@@ -1326,7 +1313,7 @@ fn nothing_is_served_before_all_is_loaded() {
     let mut bench = Bench::new(config());
     bench.stable(1);
     bench.coordinator = Coordinator::new(config(), [8; 32]);
-    let loading = ErrorCode::CoordinatorLoadInProgress;
+    let loading = Code::CoordinatorLoadInProgress;
     let token = bench.join_as(9, "", None);
     assert_eq!(bench.taken_join(token).error_code, loading);
     let token = bench.commit("", -1, &[("t", 0, 1)]);
@@ -1334,7 +1321,7 @@ fn nothing_is_served_before_all_is_loaded() {
     assert_eq!(bench.describe().error_code, loading);
     let token = bench.delete_group();
     assert_eq!(bench.deleted(token), loading);
-    assert_eq!(bench.beat("any", 1), ErrorCode::None, "members go on");
+    assert_eq!(bench.beat("any", 1), Code::None, "members go on");
     for version in [1, 2, 8] {
         let partitions = TopicPartitions {
             name: "t".into(),
@@ -1368,14 +1355,14 @@ fn members_go_on_after_a_restart_or_are_timed_out() {
     let mut bench = bench.restarted();
     // Sessions begin anew.
     bench.pass(SESSION_MS - 1);
-    assert_eq!(bench.beat(&ids[0], 1), ErrorCode::None);
+    assert_eq!(bench.beat(&ids[0], 1), Code::None);
     let token = bench.sync(&ids[0], 1, &[]);
     assert_eq!(*bench.taken_sync(token).assignment, *ids[0].as_bytes());
     let token = bench.commit(&ids[0], 1, &[("t", 1, 43)]);
-    assert_eq!(bench.committed(token), [ErrorCode::None]);
+    assert_eq!(bench.committed(token), [Code::None]);
     assert_eq!((bench.fetch("t", 0), bench.fetch("t", 1)), (42, 43));
     bench.pass(2);
-    assert_eq!(bench.beat(&ids[0], 1), ErrorCode::RebalanceInProgress);
+    assert_eq!(bench.beat(&ids[0], 1), Code::RebalanceInProgress);
     let token = bench.join_as(9, &ids[0], None);
     bench.finish_rebalance(&ids[..1], &[token], 2);
 }
@@ -1669,7 +1656,7 @@ fn run(steps: Vec<Step>) {
             if let Response::JoinGroup(joined) = response {
                 let own = &mut clients[client];
                 own.leads.clear();
-                if joined.error_code == ErrorCode::None {
+                if joined.error_code == Code::None {
                     own.generation = joined.generation_id;
                     own.leads = joined
                         .members

@@ -2,20 +2,20 @@
 //!
 //! Source: "The Kafka protocol guide", section error codes; names and messages are Kafka's own. Codes
 //! that no API spoken here can answer with are left out; read from a peer they become
-//! [`ErrorCode::UnknownServerError`].
+//! [`Code::UnknownServerError`].
 
-use super::primitives::{DecodeError, Field, Reader, Writer};
+use super::{Field, Malformed, Reader, Writer};
 
 macro_rules! error_codes {
     ($($variant:ident = $code:literal, $name:literal, $message:literal;)*) => {
         /// An error code; `None` is success.
         #[derive(Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(i16)]
-        pub enum ErrorCode {
+        pub enum Code {
             $(#[doc = $name] $variant = $code,)*
         }
 
-        impl ErrorCode {
+        impl Code {
             /// The code's meaning.
             pub fn from_code(code: i16) -> Self {
                 match code {
@@ -39,7 +39,7 @@ macro_rules! error_codes {
             }
 
             #[cfg(test)]
-            const ALL: &[ErrorCode] = &[$(Self::$variant),*];
+            const ALL: &[Code] = &[$(Self::$variant),*];
         }
     };
 }
@@ -245,7 +245,7 @@ error_codes! {
         "The fetch session encountered inconsistent topic id usage.";
 }
 
-impl ErrorCode {
+impl Code {
     /// The number on the wire.
     pub fn code(self) -> i16 {
         self as i16
@@ -263,30 +263,30 @@ impl ErrorCode {
 }
 
 #[allow(clippy::derivable_impls)]
-impl Default for ErrorCode {
+impl Default for Code {
     fn default() -> Self {
         Self::None
     }
 }
 
-impl std::fmt::Debug for ErrorCode {
+impl std::fmt::Debug for Code {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} ({})", self.code(), self.name())
     }
 }
 
-impl std::fmt::Display for ErrorCode {
+impl std::fmt::Display for Code {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
     }
 }
 
-impl<'a> Field<'a> for ErrorCode {
-    fn read(reader: &mut Reader<'a>, _: i16) -> Result<Self, DecodeError> {
-        reader.int16().map(Self::from_code)
+impl<'a> Field<'a> for Code {
+    fn read(reader: &mut Reader<'a>, _: i16) -> Result<Self, Malformed> {
+        reader.i16().map(Self::from_code)
     }
     fn write(&self, writer: &mut Writer, _: i16) {
-        writer.int16(self.code());
+        writer.i16(self.code());
     }
     fn min_len(_: bool, _: i16) -> usize {
         2
@@ -300,14 +300,14 @@ mod tests {
 
     #[test]
     fn codes_and_names_are_kafkas() {
-        for &error in ErrorCode::ALL {
-            assert_eq!(ErrorCode::from_code(error.code()), error);
+        for &error in Code::ALL {
+            assert_eq!(Code::from_code(error.code()), error);
             if error.is_error() {
                 let oracle = error.code().err().unwrap();
                 let name = error.name().replace('_', "").to_lowercase();
                 assert_eq!(format!("{oracle:?}").to_lowercase(), name);
             }
         }
-        assert_eq!(ErrorCode::from_code(12345), ErrorCode::UnknownServerError);
+        assert_eq!(Code::from_code(12345), Code::UnknownServerError);
     }
 }

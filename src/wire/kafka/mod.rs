@@ -6,25 +6,28 @@
 //! Fields that a version lacks get their default when read and are left out when written. Tagged
 //! fields are skipped when read; none is written, for all of them are optional.
 //!
-//! [`header`] holds the frame's headers and the table of APIs and versions spoken here, [`primitives`]
-//! the types, [`error`] the error codes. The other files hold one family of APIs each.
+//! The coordinator's messages ([`groups`]) are such structures. What is walked where it lies, or written
+//! piece by piece, is read and written field by field by whoever answers it ([`crate::broker`]).
+//! [`api`] holds the APIs, the versions that are served, and the headers; [`error`] the error codes.
+//!
+//! Invariants: nothing reads behind its slice; a count or length from outside is checked against the bytes
+//! that remain before anything is reserved, so a request makes the server hold no more memory than a small
+//! multiple of its own size.
 
-pub mod api_versions;
+pub mod api;
 pub mod error;
-pub mod fetch;
+mod field;
 pub mod groups;
-pub mod header;
-pub mod list_offsets;
-pub mod metadata;
 #[cfg(test)]
 mod oracle;
-pub mod primitives;
-pub mod produce;
-pub mod producer_id;
+mod read;
+mod write;
 
-pub use error::ErrorCode;
-pub use header::{ApiKey, RequestHeader};
-pub use primitives::{DecodeError, Field, Gap, Reader, Records, STRING_MAX, Uuid, Writer};
+pub use api::{Api, RequestHeader};
+pub use error::Code;
+pub use field::Field;
+pub use read::{Malformed, Reader};
+pub use write::Writer;
 
 /// Declares messages: structures whose fields are read and written in order.
 ///
@@ -59,7 +62,7 @@ macro_rules! message {
             fn read(
                 reader: &mut $crate::wire::kafka::Reader<$life>,
                 version: i16,
-            ) -> Result<Self, $crate::wire::kafka::DecodeError> {
+            ) -> Result<Self, $crate::wire::kafka::Malformed> {
                 let message = Self {
                     $($field: if message!(@has version $($versions)?) {
                         $crate::wire::kafka::Field::read(reader, version)?
@@ -67,7 +70,7 @@ macro_rules! message {
                         message!(@default $($($default)?)?)
                     },)*
                 };
-                reader.tagged_fields()?;
+                reader.end()?;
                 Ok(message)
             }
 
@@ -75,7 +78,7 @@ macro_rules! message {
                 $(if message!(@has version $($versions)?) {
                     $crate::wire::kafka::Field::write(&self.$field, writer, version);
                 })*
-                writer.tagged_fields();
+                writer.end();
             }
 
             fn min_len(flexible: bool, version: i16) -> usize {
@@ -92,7 +95,7 @@ macro_rules! message {
             pub fn decode(
                 reader: &mut $crate::wire::kafka::Reader<$read>,
                 version: i16,
-            ) -> Result<Self, $crate::wire::kafka::DecodeError> {
+            ) -> Result<Self, $crate::wire::kafka::Malformed> {
                 $crate::wire::kafka::Field::read(reader, version)
             }
 

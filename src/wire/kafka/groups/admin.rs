@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::wire::kafka::{ErrorCode, message};
+use crate::wire::kafka::{Code, message};
 
 message! {
 
@@ -16,7 +16,7 @@ message! {
     /// The broker.
     pub struct FindCoordinatorResponse<'a> {
         throttle_time_ms: i32 [1..],
-        error_code: ErrorCode [0..=3],
+        error_code: Code [0..=3],
         error_message: Option<Cow<'a, str>> [1..=3; Some("".into())],
         node_id: i32 [0..=3],
         host: Cow<'a, str> [0..=3],
@@ -30,7 +30,7 @@ message! {
         node_id: i32,
         host: Cow<'a, str>,
         port: i32,
-        error_code: ErrorCode,
+        error_code: Code,
         error_message: Option<Cow<'a, str>>,
     }
     /// Asks for groups with their members.
@@ -47,7 +47,7 @@ message! {
 
     /// A group; authorized operations are bits, or the least integer where they were not asked for.
     pub struct DescribedGroup<'a> {
-        error_code: ErrorCode,
+        error_code: Code,
         group_id: Cow<'a, str>,
         group_state: Cow<'a, str>,
         protocol_type: Cow<'a, str>,
@@ -74,7 +74,7 @@ message! {
     /// The groups.
     pub struct ListGroupsResponse<'a> {
         throttle_time_ms: i32 [1..],
-        error_code: ErrorCode,
+        error_code: Code,
         groups: Vec<ListedGroup<'a>>,
     }
 
@@ -99,6 +99,6 @@ message! {
     /// A group's result.
     pub struct DeletedGroup<'a> {
         group_id: Cow<'a, str>,
-        error_code: ErrorCode,
+        error_code: Code,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::wire::kafka::{ErrorCode, message};
+use crate::wire::kafka::{Code, message};
 
 message! {
     /// Asks to become, or stay, a member; time-outs in milliseconds.
@@ -26,7 +26,7 @@ message! {
     /// Comes when all have joined; the leader learns of all members.
     pub struct JoinGroupResponse<'a> {
         throttle_time_ms: i32 [2..],
-        error_code: ErrorCode,
+        error_code: Code,
         generation_id: i32,
         protocol_type: Option<Cow<'a, str>> [7..],
         protocol_name: Option<Cow<'a, str>>,
@@ -63,7 +63,7 @@ message! {
     /// The member's assignment.
     pub struct SyncGroupResponse<'a> {
         throttle_time_ms: i32 [1..],
-        error_code: ErrorCode,
+        error_code: Code,
         protocol_type: Option<Cow<'a, str>> [5..],
         protocol_name: Option<Cow<'a, str>> [5..],
         assignment: Cow<'a, [u8]>,
@@ -80,7 +80,7 @@ message! {
     /// Says whether it has to join again.
     pub struct HeartbeatResponse {
         throttle_time_ms: i32 [1..],
-        error_code: ErrorCode,
+        error_code: Code,
     }
 
     /// Says that members go: one until version 2, then several.
@@ -100,7 +100,7 @@ message! {
     /// Who has gone.
     pub struct LeaveGroupResponse<'a> {
         throttle_time_ms: i32 [1..],
-        error_code: ErrorCode,
+        error_code: Code,
         members: Vec<LeaveGroupResult<'a>> [3..],
     }
 
@@ -108,6 +108,6 @@ message! {
     pub struct LeaveGroupResult<'a> {
         member_id: Cow<'a, str>,
         group_instance_id: Option<Cow<'a, str>>,
-        error_code: ErrorCode,
+        error_code: Code,
     }
 }

@@ -15,10 +15,10 @@ pub use offsets::*;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::kafka::ErrorCode;
+    use crate::wire::kafka::Code;
     use crate::wire::kafka::oracle::check_message;
 
-    const ERROR: ErrorCode = ErrorCode::CoordinatorNotAvailable;
+    const ERROR: Code = Code::CoordinatorNotAvailable;
 
     fn since<T>(version: i16, first: i16, value: T) -> Option<T> {
         (version >= first).then_some(value)
@@ -461,9 +461,9 @@ mod tests {
                 }],
                 ..JoinGroupRequest::default()
             };
-            let mut writer = Writer::new(flexible);
+            let mut writer = Writer::fields(flexible);
             request.encode(&mut writer, version);
-            let mut bytes = bytes::Bytes::from(writer.into_bytes());
+            let mut bytes = bytes::Bytes::from(writer.into_fields());
             let theirs = messages::JoinGroupRequest::decode(&mut bytes, version).unwrap();
             assert_eq!(theirs.protocols[0].metadata, metadata);
         }
@@ -475,9 +475,9 @@ mod tests {
                 }],
                 ..SyncGroupRequest::default()
             };
-            let mut writer = Writer::new(flexible);
+            let mut writer = Writer::fields(flexible);
             request.encode(&mut writer, version);
-            let mut bytes = bytes::Bytes::from(writer.into_bytes());
+            let mut bytes = bytes::Bytes::from(writer.into_fields());
             let theirs = messages::SyncGroupRequest::decode(&mut bytes, version).unwrap();
             assert_eq!(theirs.assignments[0].assignment, metadata);
         }
@@ -494,7 +494,7 @@ mod tests {
         for (version, bytes, rebalance_timeout_ms) in [(0, zero, -1), (1, one, 60_000)] {
             let mut reader = Reader::new(&bytes, false);
             let request = JoinGroupRequest::decode(&mut reader, version).unwrap();
-            assert_eq!(reader.finish(), Ok(()));
+            assert_eq!(reader.remaining(), 0);
             assert_eq!(request.session_timeout_ms, 10_000);
             assert_eq!(request.rebalance_timeout_ms, rebalance_timeout_ms);
             assert_eq!(request.protocols[0].name, "range");

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::wire::kafka::{ErrorCode, message};
+use crate::wire::kafka::{Code, message};
 
 message! {
     /// Commits offsets; generation −1 without a member id is a client that assigns its partitions itself.
@@ -44,7 +44,7 @@ message! {
     /// A partition's result.
     pub struct PartitionResult {
         partition_index: i32,
-        error_code: ErrorCode,
+        error_code: Code,
     }
 
     /// Asks for the committed offsets of one group (until version 7) or several; null topics ask for all.
@@ -71,7 +71,7 @@ message! {
     pub struct OffsetFetchResponse<'a> {
         throttle_time_ms: i32 [3..],
         topics: Vec<OffsetFetchTopic<'a>> [0..=7],
-        error_code: ErrorCode [2..=7],
+        error_code: Code [2..=7],
         groups: Vec<OffsetFetchGroupResult<'a>> [8..],
     }
 
@@ -87,14 +87,14 @@ message! {
         committed_offset: i64,
         committed_leader_epoch: i32 [5..; -1],
         metadata: Option<Cow<'a, str>>,
-        error_code: ErrorCode,
+        error_code: Code,
     }
 
     /// A group's committed offsets.
     pub struct OffsetFetchGroupResult<'a> {
         group_id: Cow<'a, str>,
         topics: Vec<OffsetFetchTopic<'a>>,
-        error_code: ErrorCode,
+        error_code: Code,
     }
 
     /// Deletes committed offsets.
@@ -116,7 +116,7 @@ message! {
 
     /// How it went for each partition.
     pub struct OffsetDeleteResponse<'a> {
-        error_code: ErrorCode,
+        error_code: Code,
         throttle_time_ms: i32,
         topics: Vec<TopicResults<'a>>,
     }

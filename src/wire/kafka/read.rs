@@ -43,9 +43,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether the fields that follow are of a flexible version.
+    /// Says whether the fields that follow are of a flexible version.
     pub fn set_flexible(&mut self, flexible: bool) {
         self.flexible = flexible;
+    }
+
+    /// Whether the fields that follow are of a flexible version.
+    pub fn is_flexible(&self) -> bool {
+        self.flexible
     }
 
     /// Bytes read.
@@ -154,12 +159,27 @@ impl<'a> Reader<'a> {
         self.nullable_bytes()?.ok_or(self.error())
     }
 
+    /// The count of an array whose elements take at least `element_min` bytes each; `None`: null. More than the
+    /// remaining bytes can hold is an error.
+    pub fn nullable_count(&mut self, element_min: usize) -> Result<Option<usize>, Malformed> {
+        let at = self.at;
+        match self.length(true)? {
+            Some(count) if count > self.remaining() / element_min.max(1) => Err(Malformed { at }),
+            count => Ok(count),
+        }
+    }
+
+    /// As [`Reader::nullable_count`]; null is an error.
+    pub fn count(&mut self, element_min: usize) -> Result<usize, Malformed> {
+        self.nullable_count(element_min)?.ok_or(self.error())
+    }
+
     /// An array or null, its elements read by `read`, each of which takes at least one byte.
     pub fn nullable_array<T>(
         &mut self,
         mut read: impl FnMut(&mut Self) -> Result<T, Malformed>,
     ) -> Result<Option<Vec<T>>, Malformed> {
-        let Some(len) = self.length(true)? else {
+        let Some(len) = self.nullable_count(1)? else {
             return Ok(None);
         };
         let mut list = Vec::with_capacity(len.min(RESERVE));
@@ -205,6 +225,9 @@ mod tests {
         assert_eq!(reader.nullable_array(|r| r.i8()), Ok(None));
         let mut reader = Reader::new(&[0xff, 0xff, 0xff, 0xff, 0x7f], true);
         assert!(reader.uvarint().is_err(), "more than 32 bits");
+        // Two elements of four bytes do not fit into seven.
+        let mut reader = Reader::new(&[3, 0, 0, 0, 0, 0, 0, 0], true);
+        assert_eq!(reader.count(4), Err(Malformed { at: 0 }));
     }
 
     #[test]

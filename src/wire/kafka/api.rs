@@ -145,6 +145,54 @@ impl<'a> RequestHeader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::BytesMut;
+    use kafka_protocol::messages;
+    use kafka_protocol::protocol::{Encodable, StrBytes};
+
+    #[test]
+    fn the_table_is_sorted_and_agrees_with_the_oracle() {
+        let keys: Vec<i16> = Api::ALL.iter().map(|&api| api as i16).collect();
+        assert!(keys.is_sorted());
+        for &api in Api::ALL {
+            let oracle = messages::ApiKey::try_from(api as i16).unwrap();
+            assert_eq!(format!("{oracle:?}"), api.name());
+            let (min, max) = api.versions();
+            for version in min..=max {
+                let tagged = oracle.request_header_version(version) == 2;
+                assert_eq!(tagged, api.flexible(version), "{api:?} {version}");
+                let tagged = oracle.response_header_version(version) == 1;
+                let answer = api.answer(version, 7).into_fields();
+                assert_eq!(tagged, answer.len() == 9, "{api:?} {version}");
+            }
+        }
+    }
+
+    #[test]
+    fn headers_agree_with_the_oracle() {
+        for &api in Api::ALL {
+            let oracle = messages::ApiKey::try_from(api as i16).unwrap();
+            for version in api.versions().0..=api.versions().1 {
+                for client_id in [None, Some(""), Some("client")] {
+                    let header = messages::RequestHeader::default()
+                        .with_request_api_key(api as i16)
+                        .with_request_api_version(version)
+                        .with_correlation_id(-5)
+                        .with_client_id(client_id.map(StrBytes::from_static_str));
+                    let mut bytes = BytesMut::new();
+                    let header_version = oracle.request_header_version(version);
+                    header.encode(&mut bytes, header_version).unwrap();
+                    bytes.extend_from_slice(&[42]);
+                    let (header, mut reader) = RequestHeader::read(&bytes).unwrap();
+                    assert_eq!(reader.i8(), Ok(42));
+                    assert_eq!((header.key, header.version), (api as i16, version));
+                    assert_eq!((header.correlation, header.client_id), (-5, client_id));
+                    for len in 0..bytes.len() - 1 {
+                        assert!(RequestHeader::read(&bytes[..len]).is_err());
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn headers_of_both_kinds_are_read() {

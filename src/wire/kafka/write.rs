@@ -166,8 +166,9 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Reader;
+    use super::super::{Field, Reader};
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn what_is_written_is_read() {
@@ -198,6 +199,52 @@ mod tests {
             assert_eq!(reader.uuid(), Ok(77));
             reader.end().unwrap();
             assert_eq!(reader.remaining(), 0);
+        }
+    }
+
+    #[test]
+    fn overlong_strings_are_cut_at_a_character() {
+        let mut writer = Writer::fields(false);
+        writer.string(&"ä".repeat(i16::MAX as usize));
+        let bytes = writer.into_fields();
+        let mut reader = Reader::new(&bytes, false);
+        assert_eq!(reader.string().unwrap().len(), i16::MAX as usize - 1);
+        assert_eq!(reader.remaining(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_values_are_read_as_written(
+            flexible: bool, byte: i8, short: i16, int: i32, long: i64, unsigned: u32, flag: bool,
+            string in proptest::option::of(".{0,40}"), bytes: Option<Vec<u8>>,
+            array: Option<Vec<i32>>, uuid: u128,
+        ) {
+            let mut writer = Writer::fields(flexible);
+            writer.i8(byte);
+            writer.i16(short);
+            writer.i32(int);
+            writer.i64(long);
+            writer.uvarint(unsigned);
+            writer.bool(flag);
+            writer.nullable_string(string.as_deref());
+            writer.nullable_bytes(bytes.as_deref());
+            array.write(&mut writer, 0);
+            writer.uuid(uuid);
+            writer.end();
+            let written = writer.into_fields();
+            let mut reader = Reader::new(&written, flexible);
+            prop_assert_eq!(reader.i8(), Ok(byte));
+            prop_assert_eq!(reader.i16(), Ok(short));
+            prop_assert_eq!(reader.i32(), Ok(int));
+            prop_assert_eq!(reader.i64(), Ok(long));
+            prop_assert_eq!(reader.uvarint(), Ok(unsigned));
+            prop_assert_eq!(reader.bool(), Ok(flag));
+            prop_assert_eq!(reader.nullable_string(), Ok(string.as_deref()));
+            prop_assert_eq!(reader.nullable_bytes(), Ok(bytes.as_deref()));
+            prop_assert_eq!(Option::<Vec<i32>>::read(&mut reader, 0), Ok(array));
+            prop_assert_eq!(reader.uuid(), Ok(uuid));
+            prop_assert_eq!(reader.end(), Ok(()));
+            prop_assert_eq!(reader.remaining(), 0);
         }
     }
 
