@@ -6,6 +6,7 @@
 //! start. Every key is described in `taffrail.example.toml`, which a test parses.
 
 pub mod kafka;
+pub mod kafka_security;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -1082,7 +1083,13 @@ mod tests {
         explicit.storage.staging_dir = None;
         explicit.eal.memory = None;
         explicit.ports[0].vlan = None;
-        explicit.kafka.as_mut().unwrap().advertised = None;
+        let kafka = explicit.kafka.as_mut().unwrap();
+        kafka.listeners.truncate(1);
+        kafka.listeners[0].advertised = None;
+        kafka.users.clear();
+        kafka.super_users.clear();
+        kafka.acls.clear();
+        kafka.quotas.clear();
         explicit.topics[0].settings.clear();
         // `port = "p0"` limits the entry to that port, the default is all.
         explicit.udp[0].port = None;

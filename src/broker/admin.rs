@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::broker::configs::{self, Setting};
+use crate::broker::security::acl::{Access, Operation, Resource};
 use crate::broker::topics::{Change, Topic, TopicError, Topics};
 use crate::config::{MAX_PARTITIONS, MAX_TOPIC_NAME};
 use crate::wire::kafka::{Api, Code, Malformed, Reader, RequestHeader, Writer};
@@ -66,6 +67,24 @@ fn message(outcome: &Outcome) -> Option<&str> {
     outcome.as_ref().err().map(|e| e.message.as_str())
 }
 
+/// Whether the client may do this to a topic; the error says no more than that it may not.
+fn allowed(access: &Access, operation: Operation, name: &str) -> Outcome {
+    match access.may(operation, Resource::Topic(name)) {
+        true => Ok(()),
+        false => not_allowed(Code::TopicAuthorizationFailed),
+    }
+}
+
+fn not_allowed<T>(code: Code) -> Result<T, TopicError> {
+    invalid(code, code.message())
+}
+
+/// Whether the client may make a topic of this name.
+pub fn may_create(access: &Access, name: &str) -> bool {
+    let create = Operation::Create;
+    access.may(create, Resource::Cluster) || access.may(create, Resource::Topic(name))
+}
+
 struct NewTopic<'a> {
     name: &'a str,
     partitions: i32,
@@ -80,6 +99,7 @@ pub fn create_topics(
     body: &mut Reader<'_>,
     topics: &dyn Topics,
     default_partitions: u32,
+    access: &Access,
 ) -> Result<Vec<u8>, Malformed> {
     let version = header.version;
     let list = body.array(|r| {
@@ -117,7 +137,10 @@ pub fn create_topics(
     let mut seen = HashSet::new();
     let mut results: Vec<(&NewTopic<'_>, u32, Outcome)> = Vec::new();
     for topic in list.iter().filter(|topic| seen.insert(topic.name)) {
-        let partitions = partitions_of(topic, default_partitions);
+        let partitions = match may_create(access, topic.name) {
+            true => partitions_of(topic, default_partitions),
+            false => not_allowed(Code::TopicAuthorizationFailed),
+        };
         let outcome = if times[topic.name] > 1 {
             invalid(Code::InvalidRequest, "the request names the topic twice")
         } else {
@@ -139,7 +162,8 @@ pub fn create_topics(
     out.array(results.iter(), |out, (topic, partitions, outcome)| {
         out.string(topic.name);
         if version >= 7 {
-            out.uuid(snapshot.find(topic.name).map_or(0, |t| t.uuid));
+            let made = snapshot.find(topic.name).filter(|_| outcome.is_ok());
+            out.uuid(made.map_or(0, |t| t.uuid));
         }
         out.i16(code(outcome));
         out.nullable_string(message(outcome));
@@ -220,6 +244,7 @@ pub fn delete_topics(
     header: &RequestHeader<'_>,
     body: &mut Reader<'_>,
     topics: &dyn Topics,
+    access: &Access,
 ) -> Result<Vec<u8>, Malformed> {
     let version = header.version;
     let list: Vec<(Option<&str>, u128)> = if version >= 6 {
@@ -239,9 +264,20 @@ pub fn delete_topics(
         .map(|&(name, uuid)| {
             let found = match name {
                 Some(name) => snapshot.find(name),
-                None => snapshot.find_uuid(uuid),
+                // What the client may not see is not there.
+                None => snapshot
+                    .find_uuid(uuid)
+                    .filter(|topic| access.may(Operation::Describe, Resource::Topic(&topic.name))),
             };
             let outcome = match (found, name) {
+                (_, Some(name)) if !access.may(Operation::Delete, Resource::Topic(name)) => {
+                    not_allowed(Code::TopicAuthorizationFailed)
+                }
+                (Some(topic), None)
+                    if !access.may(Operation::Delete, Resource::Topic(&topic.name)) =>
+                {
+                    not_allowed(Code::TopicAuthorizationFailed)
+                }
                 (Some(topic), _) if topic.internal() => {
                     invalid(Code::InvalidTopicException, "the topic is the server's own")
                 }
@@ -275,6 +311,7 @@ pub fn create_partitions(
     header: &RequestHeader<'_>,
     body: &mut Reader<'_>,
     topics: &dyn Topics,
+    access: &Access,
 ) -> Result<Vec<u8>, Malformed> {
     let list = body.array(|r| {
         let (name, count) = (r.string()?, r.i32()?);
@@ -294,6 +331,9 @@ pub fn create_partitions(
     out.array(list.iter(), |out, (name, count, assigned)| {
         let snapshot = topics.snapshot();
         let outcome = match (snapshot.find(name), u32::try_from(*count)) {
+            _ if !access.may(Operation::Alter, Resource::Topic(name)) => {
+                not_allowed(Code::TopicAuthorizationFailed)
+            }
             (None, _) => Err(TopicError::unknown(name)),
             (Some(topic), _) if topic.internal() => {
                 invalid(Code::InvalidTopicException, "the topic is the server's own")
@@ -336,6 +376,7 @@ pub fn delete_records(
     header: &RequestHeader<'_>,
     body: &mut Reader<'_>,
     topics: &dyn Topics,
+    access: &Access,
 ) -> Result<Vec<u8>, Malformed> {
     let list = body.array(|r| {
         let name = r.string()?;
@@ -356,6 +397,9 @@ pub fn delete_records(
         out.string(name);
         out.array(parts.iter(), |out, &(index, offset)| {
             let result = match snapshot.place(name, index) {
+                _ if !access.may(Operation::Delete, Resource::Topic(name)) => {
+                    Err(Code::TopicAuthorizationFailed)
+                }
                 None => Err(Code::UnknownTopicOrPartition),
                 Some(_) if snapshot.find(name).is_some_and(Topic::internal) => {
                     Err(Code::PolicyViolation)
@@ -398,6 +442,7 @@ pub fn describe_configs(
     header: &RequestHeader<'_>,
     body: &mut Reader<'_>,
     topics: &dyn Topics,
+    access: &Access,
 ) -> Result<Vec<u8>, Malformed> {
     let version = header.version;
     let list = body.array(|r| {
@@ -414,6 +459,12 @@ pub fn describe_configs(
     out.i32(0);
     out.array(list.iter(), |out, (kind, name, keys)| {
         let found = match *kind {
+            TOPIC if !access.may(Operation::DescribeConfigs, Resource::Topic(name)) => {
+                not_allowed(Code::TopicAuthorizationFailed)
+            }
+            BROKER if !access.may(Operation::DescribeConfigs, Resource::Cluster) => {
+                not_allowed(Code::ClusterAuthorizationFailed)
+            }
             TOPIC => snapshot
                 .find(name)
                 .map(Some)
@@ -487,6 +538,7 @@ pub fn alter_configs(
     header: &RequestHeader<'_>,
     body: &mut Reader<'_>,
     topics: &dyn Topics,
+    access: &Access,
 ) -> Result<Vec<u8>, Malformed> {
     let incremental = api == Api::IncrementalAlterConfigs;
     let list = body.array(|r| {
@@ -510,7 +562,7 @@ pub fn alter_configs(
     let mut out = api.answer(header.version, header.correlation);
     out.i32(0);
     out.array(list.iter(), |out: &mut Writer, alteration| {
-        let outcome = alter(alteration, topics, validate_only);
+        let outcome = alter(alteration, topics, access, validate_only);
         out.i16(code(&outcome));
         out.nullable_string(message(&outcome));
         out.i8(alteration.kind);
@@ -521,7 +573,17 @@ pub fn alter_configs(
     Ok(out.finish())
 }
 
-fn alter(alteration: &Alteration<'_>, topics: &dyn Topics, validate_only: bool) -> Outcome {
+fn alter(
+    alteration: &Alteration<'_>,
+    topics: &dyn Topics,
+    access: &Access,
+    validate_only: bool,
+) -> Outcome {
+    if alteration.kind == TOPIC {
+        allowed(access, Operation::AlterConfigs, alteration.name)?;
+    } else if !access.may(Operation::AlterConfigs, Resource::Cluster) {
+        return not_allowed(Code::ClusterAuthorizationFailed);
+    }
     if alteration.kind != TOPIC {
         return invalid(
             Code::InvalidRequest,

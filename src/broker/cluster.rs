@@ -1,6 +1,7 @@
 //! What a client asks first: versions, metadata, the cluster, the coordinator. One node, always leader,
 //! controller and coordinator.
 
+use crate::broker::security::acl::{Access, Operation, Resource};
 use crate::broker::topics::{Snapshot, Topic};
 use crate::wire::kafka::{Api, Code, Malformed, Reader, RequestHeader, Writer};
 
@@ -71,6 +72,10 @@ pub struct MetadataRequest<'a> {
     pub topics: Option<Vec<Wanted<'a>>>,
     /// Unknown topics may be made.
     pub auto_create: bool,
+    /// What the client may do to the server is to be told.
+    pub cluster_operations: bool,
+    /// What it may do to each topic.
+    pub topic_operations: bool,
 }
 
 impl<'a> MetadataRequest<'a> {
@@ -88,27 +93,35 @@ impl<'a> MetadataRequest<'a> {
         })?;
         let topics = topics.filter(|list| version >= 1 || !list.is_empty());
         let auto_create = version < 4 || body.bool()?;
-        if (8..=10).contains(&version) {
-            body.bool()?;
-        }
-        if version >= 8 {
-            body.bool()?;
-        }
+        let cluster_operations = (8..=10).contains(&version) && body.bool()?;
+        let topic_operations = version >= 8 && body.bool()?;
         body.end()?;
         Ok(Self {
             topics,
             auto_create,
+            cluster_operations,
+            topic_operations,
         })
     }
 }
 
-/// The answer to Metadata; `refusal` says why a topic that is not there was not made.
+/// What a client may do, where it asked.
+fn operations(asked: bool, access: &Access, resource: Resource<'_>) -> i32 {
+    match asked {
+        true => access.operations(resource),
+        false => NO_OPERATIONS,
+    }
+}
+
+/// The answer to Metadata; `refusal` says why a topic that is not there was not made. Topics that the client may not
+/// describe are not there for it.
 pub fn metadata(
     header: &RequestHeader<'_>,
     request: &MetadataRequest<'_>,
     snapshot: &Snapshot,
     cluster_id: &str,
     endpoint: &Endpoint,
+    access: &Access,
     refusal: impl Fn(&str) -> Code,
 ) -> Vec<u8> {
     let version = header.version;
@@ -124,25 +137,35 @@ pub fn metadata(
     if version >= 1 {
         out.i32(NODE);
     }
+    let sees = |name: &str| access.may(Operation::Describe, Resource::Topic(name));
+    let allowed = |name: &str| operations(request.topic_operations, access, Resource::Topic(name));
     match &request.topics {
-        None => out.array(snapshot.all().iter(), |out, topic| {
-            metadata_topic(out, version, Ok(topic));
-        }),
+        None => {
+            let all = snapshot.all().iter();
+            let seen: Vec<&Topic> = all.filter(|topic| sees(&topic.name)).collect();
+            out.array(seen.into_iter(), |out, topic| {
+                metadata_topic(out, version, Ok(topic), allowed(&topic.name));
+            });
+        }
         Some(wanted) => out.array(wanted.iter(), |out, wanted| {
             let (found, name, uuid) = match wanted {
                 Wanted::Name(name) => (snapshot.find(name), Some(*name), 0),
                 Wanted::Uuid(uuid) => (snapshot.find_uuid(*uuid), None, *uuid),
             };
+            let found = found.filter(|topic| sees(&topic.name));
             let code = match (found, name) {
                 (Some(_), _) => Code::None,
+                (None, Some(name)) if !sees(name) => Code::TopicAuthorizationFailed,
                 (None, Some(name)) => refusal(name),
                 (None, None) => Code::UnknownTopicId,
             };
-            metadata_topic(out, version, found.ok_or((code, name, uuid)));
+            let operations = found.map_or(NO_OPERATIONS, |topic| allowed(&topic.name));
+            metadata_topic(out, version, found.ok_or((code, name, uuid)), operations);
         }),
     }
     if (8..=10).contains(&version) {
-        out.i32(NO_OPERATIONS);
+        let asked = request.cluster_operations;
+        out.i32(operations(asked, access, Resource::Cluster));
     }
     out.end();
     out.finish()
@@ -152,6 +175,7 @@ fn metadata_topic(
     out: &mut Writer,
     version: i16,
     topic: Result<&Topic, (Code, Option<&str>, u128)>,
+    operations: i32,
 ) {
     let (code, name, uuid) = match topic {
         Ok(topic) => (Code::None, Some(topic.name.as_str()), topic.uuid),
@@ -187,7 +211,7 @@ fn metadata_topic(
         out.end();
     });
     if version >= 8 {
-        out.i32(NO_OPERATIONS);
+        out.i32(operations);
     }
     out.end();
 }
@@ -208,8 +232,9 @@ pub fn describe_cluster(
     body: &mut Reader<'_>,
     cluster_id: &str,
     endpoint: &Endpoint,
+    access: &Access,
 ) -> Result<Vec<u8>, Malformed> {
-    body.bool()?;
+    let asked = body.bool()?;
     // 1: the brokers; 2: controllers, which have no addresses of their own here.
     let kind = if header.version >= 1 { body.i8()? } else { 1 };
     body.end()?;
@@ -233,7 +258,7 @@ pub fn describe_cluster(
     if code == Code::None {
         broker(&mut out, endpoint, true);
     }
-    out.i32(NO_OPERATIONS);
+    out.i32(operations(asked, access, Resource::Cluster));
     out.end();
     Ok(out.finish())
 }
@@ -243,6 +268,7 @@ pub fn find_coordinator(
     header: &RequestHeader<'_>,
     body: &mut Reader<'_>,
     endpoint: &Endpoint,
+    access: &Access,
 ) -> Result<Vec<u8>, Malformed> {
     let version = header.version;
     let mut keys = Vec::new();
@@ -254,14 +280,17 @@ pub fn find_coordinator(
         keys = body.array(|r| r.string())?;
     }
     body.end()?;
-    let (code, message) = match kind {
+    let outcome = |key: &str| match kind {
+        0 if !access.may(Operation::Describe, Resource::Group(key)) => (
+            Code::GroupAuthorizationFailed,
+            Some(Code::GroupAuthorizationFailed.message()),
+        ),
         0 => (Code::None, None),
         1 => (Code::InvalidRequest, Some("transactions are not supported")),
         _ => (Code::InvalidRequest, Some("only groups have a coordinator")),
     };
-    let found = code == Code::None;
     let mut out = Api::FindCoordinator.answer(version, header.correlation);
-    let place = |out: &mut Writer| {
+    let place = |out: &mut Writer, found: bool| {
         out.i32(if found { NODE } else { -1 });
         out.string(if found { &endpoint.host } else { "" });
         out.i32(if found { i32::from(endpoint.port) } else { -1 });
@@ -271,18 +300,20 @@ pub fn find_coordinator(
     }
     if version >= 4 {
         out.array(keys.iter(), |out, key| {
+            let (code, message) = outcome(key);
             out.string(key);
-            place(out);
+            place(out, code == Code::None);
             out.i16(code as i16);
             out.nullable_string(message);
             out.end();
         });
     } else {
+        let (code, message) = outcome(keys.first().copied().unwrap_or_default());
         out.i16(code as i16);
         if version >= 1 {
             out.nullable_string(message);
         }
-        place(&mut out);
+        place(&mut out, code == Code::None);
     }
     out.end();
     Ok(out.finish())

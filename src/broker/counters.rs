@@ -15,9 +15,13 @@ pub struct Counters {
     /// Connections that are open.
     pub open: AtomicU64,
     requests: [AtomicU64; Api::ALL.len()],
-    closed: [AtomicU64; 4],
+    closed: [AtomicU64; REASONS.len()],
     /// Connections closed because they were idle.
     pub idle: AtomicU64,
+    /// Connections closed because TLS failed.
+    pub tls_failed: AtomicU64,
+    /// Connections closed because they had not proved who they are in time.
+    pub late: AtomicU64,
     /// Batches handed to shards.
     pub batches_in: AtomicU64,
     /// Bytes of produce requests' records.
@@ -27,11 +31,13 @@ pub struct Counters {
 }
 
 /// Names of the reasons of a close, in the order of [`Close`].
-const REASONS: [(Close, &str); 4] = [
+const REASONS: [(Close, &str); 6] = [
     (Close::BadLength, "bad_length"),
     (Close::Malformed, "malformed"),
     (Close::Unsupported, "unsupported"),
     (Close::UnacknowledgedFailed, "unacknowledged_failed"),
+    (Close::NotProved, "not_authenticated"),
+    (Close::AuthenticationFailed, "authentication_failed"),
 ];
 
 impl Counters {
@@ -75,7 +81,11 @@ impl Counters {
             .iter()
             .zip(&self.closed)
             .map(|((_, name), count)| (*name, count.load(Relaxed)))
-            .chain([("idle", self.idle.load(Relaxed))])
+            .chain([
+                ("idle", self.idle.load(Relaxed)),
+                ("tls_failed", self.tls_failed.load(Relaxed)),
+                ("authentication_timeout", self.late.load(Relaxed)),
+            ])
             .filter(|(_, count)| *count > 0)
     }
 }

@@ -150,12 +150,17 @@ pub fn check_epoch(epoch: i32) -> Code {
 }
 
 /// The answer, as buffers to be sent one after another: record batches are not copied. `results` are in the
-/// order of [`FetchRequest::wanted`].
-pub fn answer(request: &FetchRequest, code: Code, results: Vec<Fetched>) -> Vec<Vec<u8>> {
+/// order of [`FetchRequest::wanted`]; the client is throttled for `throttle_ms` milliseconds.
+pub fn answer(
+    request: &FetchRequest,
+    code: Code,
+    throttle_ms: i32,
+    results: Vec<Fetched>,
+) -> Vec<Vec<u8>> {
     let version = request.version;
     let mut out = Api::Fetch.answer(version, request.correlation);
     let mut pieces = Vec::new();
-    out.i32(0); // throttle time
+    out.i32(throttle_ms);
     if version >= 7 {
         out.i16(code as i16);
         out.i32(0); // no session

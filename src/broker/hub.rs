@@ -7,10 +7,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::broker::groups::access::{self, Refused};
 use crate::broker::groups::records::{OFFSETS_TOPIC, partition_of};
 use crate::broker::groups::{
     Append, AppendError, AppendId, Context, Coordinator, Now, Request, Response, Stats, Token,
 };
+use crate::broker::security::acl::Access;
 use crate::broker::session::Ticket;
 use crate::broker::topics::{Place, Snapshot};
 use crate::broker::worker::ConnectionId;
@@ -18,7 +20,7 @@ use crate::memory::wake::Wake;
 use crate::storage::lsm::codec;
 use crate::storage::{LogReader, ReadError};
 use crate::wire::kafka::groups::*;
-use crate::wire::kafka::{Api, Code, Malformed, Reader, RequestHeader};
+use crate::wire::kafka::{Api, Malformed, Reader, RequestHeader};
 use crate::wire::record_batch::{BatchWriter, HEADER_LEN, RAW_RECORD_OVERHEAD_MAX, Records};
 
 /// Bytes read of the offsets topic at a time when it is loaded.
@@ -32,8 +34,8 @@ struct Asked {
     api: Api,
     version: i16,
     correlation: i32,
-    /// Partitions of a commit that are not there, by topic.
-    unknown: Vec<(String, Vec<i32>)>,
+    /// What the coordinator was not asked.
+    refused: Refused,
 }
 
 /// An answer for a connection of some thread.
@@ -118,12 +120,24 @@ impl Hub {
         header: &RequestHeader<'_>,
         host: &str,
         mut request: Request<'_>,
+        access: &Access,
         snapshot: &Snapshot,
         now: Now,
     ) {
-        let unknown = match &mut request {
-            Request::OffsetCommit(commit) => take_unknown(commit, snapshot),
-            _ => Vec::new(),
+        let refused = match access::check(&mut request, access, snapshot) {
+            Ok(refused) => refused,
+            Err(response) => {
+                let answer = encode(api, header.version, header.correlation, &response);
+                let mail = Mail {
+                    connection,
+                    ticket,
+                    answer,
+                };
+                if let Some(mailbox) = self.lock().mail.get_mut(thread) {
+                    mailbox.push_back(mail);
+                }
+                return;
+            }
         };
         let context = Context {
             client_id: header.client_id.unwrap_or_default(),
@@ -142,7 +156,7 @@ impl Hub {
                 api,
                 version: header.version,
                 correlation: header.correlation,
-                unknown,
+                refused,
             },
         );
         inner.coordinator.handle(now, token, &context, request);
@@ -152,14 +166,15 @@ impl Hub {
     /// Leaves answers in the mailboxes, and wakes whoever else has something to do.
     fn deliver(&self, mut inner: MutexGuard<'_, Inner>, thread: usize) {
         let mut others = Vec::new();
-        while let Some((token, response)) = inner.coordinator.take_answer() {
+        while let Some((token, mut response)) = inner.coordinator.take_answer() {
             let Some(asked) = inner.asked.remove(&token) else {
                 continue;
             };
+            asked.refused.complete(&mut response);
             let mail = Mail {
                 connection: asked.connection,
                 ticket: asked.ticket,
-                answer: encode(&asked, response),
+                answer: encode(asked.api, asked.version, asked.correlation, &response),
             };
             if asked.thread != thread && !others.contains(&asked.thread) {
                 others.push(asked.thread);
@@ -232,48 +247,9 @@ impl Hub {
     }
 }
 
-/// Takes partitions that are not there out of a commit.
-fn take_unknown(
-    commit: &mut OffsetCommitRequest<'_>,
-    snapshot: &Snapshot,
-) -> Vec<(String, Vec<i32>)> {
-    let mut unknown = Vec::new();
-    for topic in &mut commit.topics {
-        let mut gone = Vec::new();
-        topic.partitions.retain(|partition| {
-            let there = snapshot
-                .place(&topic.name, partition.partition_index)
-                .is_some();
-            if !there {
-                gone.push(partition.partition_index);
-            }
-            there
-        });
-        if !gone.is_empty() {
-            unknown.push((topic.name.to_string(), gone));
-        }
-    }
-    commit.topics.retain(|topic| !topic.partitions.is_empty());
-    unknown
-}
-
-fn encode(asked: &Asked, mut response: Response) -> Vec<u8> {
-    if let Response::OffsetCommit(commit) = &mut response {
-        for (name, partitions) in &asked.unknown {
-            commit.topics.push(TopicResults {
-                name: name.clone().into(),
-                partitions: partitions
-                    .iter()
-                    .map(|&partition_index| PartitionResult {
-                        partition_index,
-                        error_code: Code::UnknownTopicOrPartition,
-                    })
-                    .collect(),
-            });
-        }
-    }
-    let mut out = asked.api.answer(asked.version, asked.correlation);
-    response.encode(&mut out, asked.version);
+fn encode(api: Api, version: i16, correlation: i32, response: &Response) -> Vec<u8> {
+    let mut out = api.answer(version, correlation);
+    response.encode(&mut out, version);
     out.finish()
 }
 

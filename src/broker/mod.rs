@@ -14,6 +14,7 @@ pub mod list_offsets;
 mod oracle;
 pub mod produce;
 pub mod producer_ids;
+pub mod security;
 pub mod session;
 pub mod topics;
 pub mod waiting;

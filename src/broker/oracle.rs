@@ -1,6 +1,8 @@
 //! Tests' oracle for what the broker reads and writes field by field: the crate kafka-protocol, whose structures
 //! it must read and be read as, in every version that is served.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use kafka_protocol::messages::*;
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
@@ -9,6 +11,7 @@ use crate::broker::cluster::{self, Endpoint, MetadataRequest as Asked, Wanted};
 use crate::broker::fetch::{self, FetchRequest as Fetching, Fetched};
 use crate::broker::list_offsets::{self, Found};
 use crate::broker::produce::{self, PartResult, ProduceRequest as Producing, Shape};
+use crate::broker::security::acl::{ANONYMOUS, Access, Rules};
 use crate::broker::topics::{Place, Snapshot, Topic};
 use crate::storage::PartitionKey;
 use crate::wire::kafka::{Api, Code, Reader, RequestHeader};
@@ -75,6 +78,11 @@ fn endpoint() -> Endpoint {
     }
 }
 
+fn access() -> Access {
+    let host = std::net::Ipv4Addr::LOCALHOST.into();
+    Access::new(Arc::new(Rules::new(&[], &[])), ANONYMOUS, host)
+}
+
 #[test]
 fn produce_agrees() {
     for (version, _) in versions(Api::Produce) {
@@ -100,6 +108,7 @@ fn produce_agrees() {
         let shape = Shape {
             version,
             correlation: 7,
+            throttle_ms: 9,
             topics: vec![("t".into(), vec![3, 4])],
         };
         let results = [
@@ -155,7 +164,7 @@ fn fetch_agrees() {
             log_start: 2,
             records: b"batches".to_vec(),
         };
-        let answer = fetch::answer(&read, Code::None, vec![result]).concat();
+        let answer = fetch::answer(&read, Code::None, 9, vec![result]).concat();
         let read: FetchResponse = answers(Api::Fetch, version, &answer);
         let part = &read.responses[0].partitions[0];
         assert_eq!((part.partition_index, part.high_watermark), (3, 9));
@@ -218,9 +227,15 @@ fn metadata_agrees() {
         let read = reads(Api::Metadata, version, &bytes, |r| Asked::read(r, version));
         let wanted = read.topics.as_ref().unwrap();
         assert_eq!(wanted[..], [Wanted::Name("there"), Wanted::Name("gone")]);
-        let answer = cluster::metadata(&header, &read, &snapshot, "cluster", &endpoint(), |_| {
-            Code::UnknownTopicOrPartition
-        });
+        let answer = cluster::metadata(
+            &header,
+            &read,
+            &snapshot,
+            "cluster",
+            &endpoint(),
+            &access(),
+            |_| Code::UnknownTopicOrPartition,
+        );
         let read: MetadataResponse = answers(Api::Metadata, version, &answer);
         assert_eq!(read.brokers[0].port, 9092);
         assert_eq!(read.topics[0].partitions.len(), 1);
@@ -255,14 +270,14 @@ fn what_clients_ask_first_agrees() {
         };
         let bytes = request(&asked, version);
         let answer = reads(Api::FindCoordinator, version, &bytes, |r| {
-            cluster::find_coordinator(&header, r, &endpoint())
+            cluster::find_coordinator(&header, r, &endpoint(), &access())
         });
         let _: FindCoordinatorResponse = answers(Api::FindCoordinator, version, &answer);
     }
     for (version, header) in versions(Api::DescribeCluster) {
         let bytes = request(&DescribeClusterRequest::default(), version);
         let answer = reads(Api::DescribeCluster, version, &bytes, |r| {
-            cluster::describe_cluster(&header, r, "cluster", &endpoint())
+            cluster::describe_cluster(&header, r, "cluster", &endpoint(), &access())
         });
         let read: DescribeClusterResponse = answers(Api::DescribeCluster, version, &answer);
         assert_eq!(read.cluster_id, text("cluster"));

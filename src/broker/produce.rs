@@ -135,6 +135,8 @@ pub struct Shape {
     pub version: i16,
     /// Its correlation id.
     pub correlation: i32,
+    /// For how long its client is throttled, in milliseconds.
+    pub throttle_ms: i32,
     /// Topics and the numbers of their partitions.
     pub topics: Vec<(Box<str>, Vec<i32>)>,
 }
@@ -167,7 +169,7 @@ pub fn answer(shape: &Shape, results: &[PartResult]) -> Vec<u8> {
         );
         out.end();
     });
-    out.i32(0); // throttle time
+    out.i32(shape.throttle_ms);
     out.end();
     out.finish()
 }

@@ -10,6 +10,7 @@
 //! and so closes the connection's receive window.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 
 /// Bytes of the length before a request.
 pub const LENGTH_LEN: usize = 4;
@@ -58,21 +59,19 @@ pub enum Framing<'a> {
     BadLength(i32),
 }
 
-/// Frames the first request in `input`.
-pub fn frame(input: &[u8], limit: usize) -> Framing<'_> {
+/// Frames the first request in `input`, of a size among `sizes`.
+pub fn frame(input: &[u8], sizes: RangeInclusive<usize>) -> Framing<'_> {
     let Some(length) = input.first_chunk::<LENGTH_LEN>() else {
         return Framing::Partial { need: LENGTH_LEN };
     };
     let length = i32::from_be_bytes(*length);
     match usize::try_from(length) {
-        Ok(len) if (REQUEST_MIN..=limit).contains(&len) => {
-            match input.get(LENGTH_LEN..LENGTH_LEN + len) {
-                Some(request) => Framing::Request(request),
-                None => Framing::Partial {
-                    need: LENGTH_LEN + len,
-                },
-            }
-        }
+        Ok(len) if sizes.contains(&len) => match input.get(LENGTH_LEN..LENGTH_LEN + len) {
+            Some(request) => Framing::Request(request),
+            None => Framing::Partial {
+                need: LENGTH_LEN + len,
+            },
+        },
         _ => Framing::BadLength(length),
     }
 }
@@ -236,15 +235,27 @@ mod tests {
         let mut bytes = 9i32.to_be_bytes().to_vec();
         bytes.extend_from_slice(b"123456789rest");
         for cut in 0..LENGTH_LEN {
-            assert_eq!(frame(&bytes[..cut], 100), Framing::Partial { need: 4 });
+            assert_eq!(
+                frame(&bytes[..cut], REQUEST_MIN..=100),
+                Framing::Partial { need: 4 }
+            );
         }
         for cut in LENGTH_LEN..13 {
-            assert_eq!(frame(&bytes[..cut], 100), Framing::Partial { need: 13 });
+            assert_eq!(
+                frame(&bytes[..cut], REQUEST_MIN..=100),
+                Framing::Partial { need: 13 }
+            );
         }
-        assert_eq!(frame(&bytes, 100), Framing::Request(b"123456789"));
-        assert_eq!(frame(&bytes, 8), Framing::BadLength(9));
+        assert_eq!(
+            frame(&bytes, REQUEST_MIN..=100),
+            Framing::Request(b"123456789")
+        );
+        assert_eq!(frame(&bytes, REQUEST_MIN..=8), Framing::BadLength(9));
         for wrong in [-1, 0, 7, i32::MIN, i32::MAX] {
-            assert_eq!(frame(&wrong.to_be_bytes(), 100), Framing::BadLength(wrong));
+            assert_eq!(
+                frame(&wrong.to_be_bytes(), REQUEST_MIN..=100),
+                Framing::BadLength(wrong)
+            );
         }
     }
 

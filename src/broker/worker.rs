@@ -20,7 +20,11 @@ use crate::broker::inflight::{InFlight, MAX_BATCHES, RequestId};
 use crate::broker::list_offsets;
 use crate::broker::produce::{self, PartResult, ProduceRequest, Shape};
 use crate::broker::producer_ids::ProducerIds;
-use crate::broker::session::{self, Framing, LENGTH_LEN, Limits, Session, Ticket};
+use crate::broker::security::acl::{self, Access, Operation, Resource};
+use crate::broker::security::quota::{Bucket, Direction};
+use crate::broker::security::sasl::{self, Stage, Step};
+use crate::broker::security::{Proof, Security};
+use crate::broker::session::{self, Framing, LENGTH_LEN, Limits, REQUEST_MIN, Session, Ticket};
 use crate::broker::topics::{Place, Topics};
 use crate::broker::waiting::{Progress, WaitId, Waiting};
 use crate::broker::{admin, waiting};
@@ -46,8 +50,10 @@ pub struct Broker {
     pub producer_ids: ProducerIds,
     /// The store's id, as Kafka shows it.
     pub cluster_id: String,
-    /// What clients are told to connect to; `None`: where their connection arrived.
-    pub advertised: Option<Endpoint>,
+    /// Where clients come in, by the numbers that connections have of them.
+    pub listeners: Vec<Listener>,
+    /// Who clients are and what they may do.
+    pub security: Security,
     /// Whether unknown topics are made on demand.
     pub auto_create: bool,
     /// Partitions of topics without a number.
@@ -74,6 +80,15 @@ impl Broker {
     }
 }
 
+/// What is the same for all connections that arrive at an address.
+#[derive(Debug, Clone, Default)]
+pub struct Listener {
+    /// What clients are told to connect to; `None`: where their connection arrived.
+    pub advertised: Option<Endpoint>,
+    /// What clients prove.
+    pub proof: Proof,
+}
+
 /// An encoded answer, in the pieces that are to be sent one after another.
 pub type Answer = Vec<Vec<u8>>;
 
@@ -86,16 +101,95 @@ pub struct Connection {
     local: SocketAddr,
     peer: SocketAddr,
     session: Session<Answer>,
+    listener: usize,
+    stage: Stage,
+    access: Access,
+    /// Its buckets, where there are quotas.
+    rates: Option<Box<Rates>>,
+    muted_until_ns: u64,
+}
+
+/// The buckets of a connection.
+struct Rates {
+    /// Of the client id for which they were looked up.
+    client: Box<str>,
+    produce: Option<Arc<Bucket>>,
+    fetch: Option<Arc<Bucket>>,
 }
 
 impl Connection {
-    /// A new one; `local` is the address it arrived at.
-    pub fn new(id: ConnectionId, local: SocketAddr, peer: SocketAddr) -> Self {
+    /// A new one that arrived at `local` by a listener of the broker; nobody in particular.
+    pub fn new(
+        id: ConnectionId,
+        local: SocketAddr,
+        peer: SocketAddr,
+        broker: &Broker,
+        listener: usize,
+    ) -> Self {
+        let sasl = broker.listeners.get(listener).is_none_or(|l| l.proof.sasl);
+        let rules = Arc::clone(&broker.security.rules);
         Self {
             id,
             local,
             peer,
             session: Session::default(),
+            listener,
+            stage: match sasl {
+                true => Stage::Handshake,
+                false => Stage::Proved,
+            },
+            access: Access::new(rules, acl::ANONYMOUS, peer.ip()),
+            rates: None,
+            muted_until_ns: 0,
+        }
+    }
+
+    /// Who it is, where the transport proved it.
+    pub fn set_principal(&mut self, principal: &str) {
+        self.access.set_principal(principal);
+    }
+
+    /// Whether it has proved who it is, or need not.
+    pub fn is_proved(&self) -> bool {
+        self.stage.is_proved()
+    }
+
+    /// Leaves its requests unread for a time.
+    pub fn mute(&mut self, ms: u64, now: Now) {
+        if ms > 0 {
+            let until = now.mono_ns.saturating_add(ms * 1_000_000);
+            self.muted_until_ns = self.muted_until_ns.max(until);
+        }
+    }
+
+    /// Until when its requests are left unread, in nanoseconds of the broker's clock; in the past: they are not.
+    pub fn muted_until_ns(&self) -> u64 {
+        self.muted_until_ns
+    }
+
+    /// Its bucket of a direction.
+    fn rate(&mut self, direction: Direction, security: &Security, now: Now) -> Option<Arc<Bucket>> {
+        if security.quotas.is_empty() {
+            return None;
+        }
+        let client = self.session.client_id();
+        let rates = match &self.rates {
+            Some(rates) if *rates.client == *client => rates,
+            _ => {
+                let of = |direction| {
+                    let user = self.access.principal();
+                    security.quotas.bucket(direction, user, client, now.mono_ns)
+                };
+                self.rates.insert(Box::new(Rates {
+                    client: client.into(),
+                    produce: of(Direction::Produce),
+                    fetch: of(Direction::Fetch),
+                }))
+            }
+        };
+        match direction {
+            Direction::Produce => rates.produce.clone(),
+            Direction::Fetch => rates.fetch.clone(),
         }
     }
 
@@ -121,6 +215,10 @@ pub enum Close {
     Unsupported,
     /// A produce request without acknowledgement failed; there is no other way to say so.
     UnacknowledgedFailed,
+    /// It asked for something before it proved who it is.
+    NotProved,
+    /// It could not prove who it is.
+    AuthenticationFailed,
 }
 
 /// How much was consumed, and why not more.
@@ -160,6 +258,8 @@ struct Producing {
 struct Fetching {
     connection: ConnectionId,
     ticket: Ticket,
+    access: Access,
+    rate: Option<Arc<Bucket>>,
     request: FetchRequest,
     deadline_ns: u64,
 }
@@ -178,6 +278,8 @@ pub struct Completed {
     pub ticket: Ticket,
     /// Its answer.
     pub answer: Answer,
+    /// For how long its connection is then not read, in milliseconds.
+    pub throttle_ms: u64,
 }
 
 /// A thread's part of the broker.
@@ -206,6 +308,8 @@ pub struct Worker {
 enum Done {
     /// Its answer.
     Answer(Answer),
+    /// Its answer, and the connection is to be closed.
+    Last(Answer, Close),
     /// There is none.
     Silent,
     /// It will be completed later.
@@ -266,7 +370,19 @@ impl Worker {
         let mut consumed = 0;
         loop {
             let rest = &input[consumed..];
-            let request = match session::frame(rest, limits.request) {
+            if connection.muted_until_ns > now.mono_ns {
+                return Ok(Received {
+                    consumed,
+                    need: 0,
+                    blocked: false,
+                });
+            }
+            let sizes = match connection.stage.is_proved() {
+                true => REQUEST_MIN..=limits.request,
+                false if connection.stage.is_raw() => 0..=sasl::MAX_UNPROVED_REQUEST,
+                false => REQUEST_MIN..=sasl::MAX_UNPROVED_REQUEST,
+            };
+            let request = match session::frame(rest, sizes) {
                 Framing::Partial { need } => {
                     return Ok(Received {
                         consumed,
@@ -305,10 +421,21 @@ impl Worker {
         request: &[u8],
         now: Now,
     ) -> Result<bool, Close> {
+        if connection.stage.is_raw() {
+            self.raw_token(connection, request)?;
+            return Ok(true);
+        }
         let (header, mut body) = RequestHeader::read(request)?;
         let api = Api::of(header.key).ok_or(Close::Unsupported)?;
         if !api.serves(header.version) && api != Api::ApiVersions {
             return Err(Close::Unsupported);
+        }
+        let first = matches!(
+            api,
+            Api::ApiVersions | Api::SaslHandshake | Api::SaslAuthenticate
+        );
+        if !first && !connection.stage.is_proved() {
+            return Err(Close::NotProved);
         }
         let session = &mut connection.session;
         let limits = &self.broker.limits;
@@ -319,9 +446,10 @@ impl Worker {
         let ticket = session.begin(request.len());
         let done = self.handle(connection, api, &header, &mut body, ticket, now);
         match done? {
-            Done::Answer(answer) => {
-                self.unsent += size(&answer);
-                connection.session.answer(ticket, Some(answer));
+            Done::Answer(answer) => self.reply(connection, ticket, answer),
+            Done::Last(answer, reason) => {
+                self.reply(connection, ticket, answer);
+                return Err(reason);
             }
             Done::Silent => connection.session.answer(ticket, None),
             Done::Later => {}
@@ -332,6 +460,38 @@ impl Worker {
         }
         self.broker.counters.request(api);
         Ok(true)
+    }
+
+    fn reply(&mut self, connection: &mut Connection, ticket: Ticket, answer: Answer) {
+        self.unsent += size(&answer);
+        connection.session.answer(ticket, Some(answer));
+    }
+
+    /// Takes a token that came without a header.
+    fn raw_token(&mut self, connection: &mut Connection, token: &[u8]) -> Result<(), Close> {
+        let ticket = connection.session.begin(token.len());
+        match self.token(connection, token) {
+            Step::Continue(token) | Step::Proved { token, .. } => {
+                let mut answer = (token.len() as i32).to_be_bytes().to_vec();
+                answer.extend_from_slice(&token);
+                self.reply(connection, ticket, vec![answer]);
+                Ok(())
+            }
+            Step::Failed(..) | Step::OutOfTurn => Err(Close::AuthenticationFailed),
+        }
+    }
+
+    fn token(&self, connection: &mut Connection, token: &[u8]) -> Step {
+        let step = connection.stage.token(&self.broker.security.users, token);
+        match &step {
+            Step::Proved { user, .. } => connection.set_principal(user),
+            Step::Failed(mechanism, reason) => {
+                let peer = connection.peer;
+                tracing::warn!("kafka: {peer} did not authenticate by {mechanism}: {reason}");
+            }
+            Step::Continue(_) | Step::OutOfTurn => {}
+        }
+        step
     }
 
     fn handle(
@@ -345,7 +505,10 @@ impl Worker {
     ) -> Result<Done, Close> {
         let broker = Arc::clone(&self.broker);
         let topics = &*broker.topics;
-        let endpoint = || match &broker.advertised {
+        let access = connection.access.clone();
+        let access = &access;
+        let listener = broker.listeners.get(connection.listener);
+        let endpoint = || match listener.and_then(|l| l.advertised.as_ref()) {
             Some(endpoint) => endpoint.clone(),
             None => Endpoint {
                 host: connection.local.ip().to_canonical().to_string(),
@@ -353,19 +516,24 @@ impl Worker {
             },
         };
         Ok(match api {
-            Api::Produce => return self.produce(connection.id, header, body, ticket, now),
-            Api::Fetch => return self.fetch(connection.id, header, body, ticket, now),
-            Api::ListOffsets => self.list_offsets(header, body, now)?.into(),
+            Api::Produce => return self.produce(connection, header, body, ticket, now),
+            Api::Fetch => return self.fetch(connection, header, body, ticket, now),
+            Api::ListOffsets => self.list_offsets(access, header, body, now)?.into(),
             Api::Metadata => {
                 let request = MetadataRequest::read(body, header.version)?;
-                self.make_topics(&request);
+                let makes = request.auto_create && broker.auto_create;
+                self.make_topics(access, &request);
                 cluster::metadata(
                     header,
                     &request,
                     &topics.snapshot(),
                     &broker.cluster_id,
                     &endpoint(),
+                    access,
                     |name| match admin::check_name(name) {
+                        Ok(()) if makes && !admin::may_create(access, name) => {
+                            Code::TopicAuthorizationFailed
+                        }
                         Ok(()) => Code::UnknownTopicOrPartition,
                         Err(error) => error.code,
                     },
@@ -379,16 +547,40 @@ impl Worker {
                 }
                 answer.into()
             }
-            Api::FindCoordinator => cluster::find_coordinator(header, body, &endpoint())?.into(),
+            Api::SaslHandshake => {
+                let plain = listener.is_some_and(|l| l.proof.plain);
+                let stage = &mut connection.stage;
+                match sasl::handshake(header, body, stage, plain)? {
+                    (answer, true) => answer.into(),
+                    (answer, false) => Done::Last(vec![answer], Close::AuthenticationFailed),
+                }
+            }
+            Api::SaslAuthenticate => {
+                let step = self.token(connection, sasl::token(body)?);
+                let answer = vec![sasl::answer(header, &step)];
+                match step {
+                    Step::Continue(_) | Step::Proved { .. } => Done::Answer(answer),
+                    // A client of a listener without SASL is told that it is wrong, and may go on.
+                    Step::OutOfTurn if connection.stage.is_proved() => Done::Answer(answer),
+                    Step::Failed(..) | Step::OutOfTurn => {
+                        Done::Last(answer, Close::AuthenticationFailed)
+                    }
+                }
+            }
+            Api::FindCoordinator => {
+                cluster::find_coordinator(header, body, &endpoint(), access)?.into()
+            }
             Api::DescribeCluster => {
-                cluster::describe_cluster(header, body, &broker.cluster_id, &endpoint())?.into()
+                let id = &broker.cluster_id;
+                cluster::describe_cluster(header, body, id, &endpoint(), access)?.into()
             }
             Api::CreateTopics => {
-                admin::create_topics(header, body, topics, broker.default_partitions)?.into()
+                admin::create_topics(header, body, topics, broker.default_partitions, access)?
+                    .into()
             }
             Api::DeleteTopics => {
                 let before = topics.snapshot();
-                let answer = admin::delete_topics(header, body, topics)?;
+                let answer = admin::delete_topics(header, body, topics, access)?;
                 let after = topics.snapshot();
                 for topic in before.all() {
                     if after.find(&topic.name).is_none() {
@@ -398,13 +590,13 @@ impl Worker {
                 }
                 answer.into()
             }
-            Api::DeleteRecords => admin::delete_records(header, body, topics)?.into(),
-            Api::CreatePartitions => admin::create_partitions(header, body, topics)?.into(),
-            Api::DescribeConfigs => admin::describe_configs(header, body, topics)?.into(),
+            Api::DeleteRecords => admin::delete_records(header, body, topics, access)?.into(),
+            Api::CreatePartitions => admin::create_partitions(header, body, topics, access)?.into(),
+            Api::DescribeConfigs => admin::describe_configs(header, body, topics, access)?.into(),
             Api::AlterConfigs | Api::IncrementalAlterConfigs => {
-                admin::alter_configs(api, header, body, topics)?.into()
+                admin::alter_configs(api, header, body, topics, access)?.into()
             }
-            Api::InitProducerId => self.init_producer_id(header, body)?.into(),
+            Api::InitProducerId => self.init_producer_id(access, header, body)?.into(),
             Api::OffsetCommit
             | Api::OffsetFetch
             | Api::JoinGroup
@@ -425,6 +617,7 @@ impl Worker {
                     header,
                     &host,
                     request,
+                    access,
                     &topics.snapshot(),
                     group_time(now),
                 );
@@ -435,7 +628,7 @@ impl Worker {
     }
 
     /// Makes topics that a client asked about and that it may make by asking.
-    fn make_topics(&self, request: &MetadataRequest<'_>) {
+    fn make_topics(&self, access: &Access, request: &MetadataRequest<'_>) {
         let Some(wanted) = &request.topics else {
             return;
         };
@@ -447,6 +640,8 @@ impl Worker {
             if let Wanted::Name(name) = wanted
                 && topics.snapshot().find(name).is_none()
                 && admin::check_name(name).is_ok()
+                && access.may(Operation::Describe, Resource::Topic(name))
+                && admin::may_create(access, name)
             {
                 // Whatever went wrong, the topic is not there, and the client is told so.
                 if let Err(error) = topics.create(name, self.broker.default_partitions, &[], false)
@@ -459,6 +654,7 @@ impl Worker {
 
     fn init_producer_id(
         &self,
+        access: &Access,
         header: &RequestHeader<'_>,
         body: &mut Reader<'_>,
     ) -> Result<Vec<u8>, Malformed> {
@@ -472,6 +668,11 @@ impl Worker {
         body.end()?;
         let given = match transactional {
             Some(_) => Err(Code::InvalidRequest),
+            None if !access.may(Operation::IdempotentWrite, Resource::Cluster)
+                && !access.may_some_topic(Operation::Write) =>
+            {
+                Err(Code::ClusterAuthorizationFailed)
+            }
             None => self.broker.producer_ids.allocate().map_err(|error| {
                 tracing::error!("no producer id: {error}");
                 Code::KafkaStorageError
@@ -488,12 +689,13 @@ impl Worker {
 
     fn produce(
         &mut self,
-        connection: ConnectionId,
+        connection: &mut Connection,
         header: &RequestHeader<'_>,
         body: &mut Reader<'_>,
         ticket: Ticket,
         now: Now,
     ) -> Result<Done, Close> {
+        let len = body.remaining();
         let request = ProduceRequest::read(body)?;
         let snapshot = self.broker.topics.snapshot();
         let parts = || {
@@ -526,6 +728,11 @@ impl Worker {
             return Ok(Done::Blocked);
         }
 
+        let throttle_ms = connection
+            .rate(Direction::Produce, &self.broker.security, now)
+            .map_or(0, |bucket| bucket.take(len, now.mono_ns));
+        connection.mute(throttle_ms, now);
+        let access = &connection.access;
         let now_ms = now.unix_ns.div_euclid(1_000_000);
         let mut results = Vec::with_capacity(count);
         let mut batches = Vec::with_capacity(count);
@@ -534,6 +741,9 @@ impl Worker {
             let result = match topic.and_then(|topic| Some((topic, topic.place(part.index)?))) {
                 _ if !(-1..=1).contains(&request.acks) => {
                     Some(PartResult::failed(Code::InvalidRequiredAcks, None))
+                }
+                _ if !access.may(Operation::Write, Resource::Topic(name)) => {
+                    Some(PartResult::failed(Code::TopicAuthorizationFailed, None))
                 }
                 _ if request.transactional => {
                     Some(PartResult::refused(&batch::Refused::Transactional))
@@ -569,6 +779,7 @@ impl Worker {
         let shape = Shape {
             version: header.version,
             correlation: header.correlation,
+            throttle_ms: throttle_ms as i32,
             topics: request
                 .topics
                 .iter()
@@ -589,7 +800,7 @@ impl Worker {
             let timeout = request.timeout_ms.clamp(1, produce::MAX_TIMEOUT_MS);
             let deadline_ns = now.mono_ns + timeout as u64 * 1_000_000;
             let producing = Producing {
-                connection,
+                connection: connection.id,
                 ticket,
                 shape,
             };
@@ -643,7 +854,7 @@ impl Worker {
 
     fn fetch(
         &mut self,
-        connection: ConnectionId,
+        connection: &mut Connection,
         header: &RequestHeader<'_>,
         body: &mut Reader<'_>,
         ticket: Ticket,
@@ -651,7 +862,7 @@ impl Worker {
     ) -> Result<Done, Close> {
         let request = FetchRequest::read(body, header.version, header.correlation)?;
         if request.session != 0 {
-            let answer = fetch::answer(&request, Code::FetchSessionIdNotFound, Vec::new());
+            let answer = fetch::answer(&request, Code::FetchSessionIdNotFound, 0, Vec::new());
             return Ok(Done::Answer(answer));
         }
         if self.unsent >= MAX_UNSENT {
@@ -659,19 +870,25 @@ impl Worker {
         }
         let wait = request.max_wait_ms.clamp(0, fetch::MAX_WAIT_MS);
         let fetching = Fetching {
-            connection,
+            connection: connection.id,
             ticket,
+            access: connection.access.clone(),
+            rate: connection.rate(Direction::Fetch, &self.broker.security, now),
             deadline_ns: now.mono_ns + wait as u64 * 1_000_000,
             request,
         };
         Ok(match self.try_fetch(fetching, now) {
-            Some((_, answer)) => Done::Answer(answer),
+            Some((_, answer, throttle_ms)) => {
+                connection.mute(throttle_ms, now);
+                Done::Answer(answer)
+            }
             None => Done::Later,
         })
     }
 
-    /// Reads what a fetch wants; `None`: it waits for more.
-    fn try_fetch(&mut self, fetching: Fetching, now: Now) -> Option<(Fetching, Answer)> {
+    /// Reads what a fetch wants; `None`: it waits for more. Gives also for how long its client is throttled, in
+    /// milliseconds.
+    fn try_fetch(&mut self, fetching: Fetching, now: Now) -> Option<(Fetching, Answer, u64)> {
         let request = &fetching.request;
         let snapshot = self.broker.topics.snapshot();
         let topics = &self.broker.topics;
@@ -680,13 +897,15 @@ impl Worker {
         let mut watched: Vec<(waiting::At, Progress)> = Vec::new();
         let mut codes = Vec::new();
         for (name, wanted) in request.wanted() {
+            let allowed = fetching.access.may(Operation::Read, Resource::Topic(name));
             let place = snapshot
                 .place(name, wanted.index)
-                .filter(|place| usize::from(place.shard) < self.links.len());
+                .filter(|place| allowed && usize::from(place.shard) < self.links.len());
             // Before the log is read, so that whatever comes after counts as new.
             let progress = place.and_then(|p| topics.progress(p.shard, p.local));
             let start = place.map_or(0, |place| topics.log_start(place));
             let code = match (place, progress) {
+                _ if !allowed => Code::TopicAuthorizationFailed,
                 (Some(_), Some(_)) if fetch::check_epoch(wanted.epoch) != Code::None => {
                     fetch::check_epoch(wanted.epoch)
                 }
@@ -745,8 +964,11 @@ impl Worker {
             .saturating_sub(bytes as u64);
         if lacks == 0 || failed || results.is_empty() || fetching.deadline_ns <= now.mono_ns {
             self.broker.counters.fetched(bytes);
-            let answer = fetch::answer(&fetching.request, Code::None, results);
-            return Some((fetching, answer));
+            let rate = fetching.rate.as_ref();
+            let throttle_ms = rate.map_or(0, |bucket| bucket.take(bytes, now.mono_ns));
+            let throttled = throttle_ms as i32;
+            let answer = fetch::answer(&fetching.request, Code::None, throttled, results);
+            return Some((fetching, answer, throttle_ms));
         }
         let (connection, deadline_ns) = (fetching.connection, fetching.deadline_ns);
         let id = self.fetches.add(fetching, &watched, lacks, deadline_ns);
@@ -756,6 +978,7 @@ impl Worker {
 
     fn list_offsets(
         &mut self,
+        access: &Access,
         header: &RequestHeader<'_>,
         body: &mut Reader<'_>,
         now: Now,
@@ -765,6 +988,9 @@ impl Worker {
         let now_ms = now.unix_ns.div_euclid(1_000_000);
         let (topics, links) = (&self.broker.topics, &mut self.links);
         Ok(list_offsets::answer(header, &asked, |name, asked| {
+            if !access.may(Operation::Describe, Resource::Topic(name)) {
+                return Err(Code::TopicAuthorizationFailed);
+            }
             let place = snapshot
                 .place(name, asked.index)
                 .ok_or(Code::UnknownTopicOrPartition)?;
@@ -820,8 +1046,8 @@ impl Worker {
         while let Some(fetching) = self.fetches.next_ready(now.mono_ns) {
             work += 1;
             self.fetch_of.remove(&fetching.connection);
-            if let Some((fetching, answer)) = self.try_fetch(fetching, now) {
-                self.complete(fetching.connection, fetching.ticket, answer);
+            if let Some((fetching, answer, throttle_ms)) = self.try_fetch(fetching, now) {
+                self.complete(fetching.connection, fetching.ticket, answer, throttle_ms);
             }
         }
         work
@@ -837,7 +1063,7 @@ impl Worker {
         let mail = self.broker.hub.mail(self.thread);
         let work = mail.len();
         for mail in mail {
-            self.complete(mail.connection, mail.ticket, vec![mail.answer]);
+            self.complete(mail.connection, mail.ticket, vec![mail.answer], 0);
         }
         work
     }
@@ -919,15 +1145,22 @@ impl Worker {
     fn produced(&mut self, producing: Producing, results: impl Iterator<Item = PartResult>) {
         let results: Vec<PartResult> = results.collect();
         let answer = produce::answer(&producing.shape, &results);
-        self.complete(producing.connection, producing.ticket, vec![answer]);
+        self.complete(producing.connection, producing.ticket, vec![answer], 0);
     }
 
-    fn complete(&mut self, connection: ConnectionId, ticket: Ticket, answer: Answer) {
+    fn complete(
+        &mut self,
+        connection: ConnectionId,
+        ticket: Ticket,
+        answer: Answer,
+        throttle_ms: u64,
+    ) {
         self.unsent += size(&answer);
         self.completed.push(Completed {
             connection,
             ticket,
             answer,
+            throttle_ms,
         });
     }
 

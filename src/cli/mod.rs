@@ -15,6 +15,7 @@ mod send_udp;
 mod serve;
 mod source;
 mod stats;
+mod user;
 mod verify;
 
 use std::error::Error;
@@ -54,6 +55,7 @@ enum Command {
     Export(export::Args),
     Backup(backup::Args),
     Restore(backup::RestoreArgs),
+    User(user::Args),
 }
 
 /// Runs the subcommand and reports its error as one line.
@@ -73,6 +75,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Export(args) => export::run(&args),
         Command::Backup(args) => backup::run(&args),
         Command::Restore(args) => backup::restore(&args),
+        Command::User(args) => user::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,13 +1,17 @@
 //! `[kafka]`: the listeners of Kafka's protocol and what they allow.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::kafka_security::{RawAcl, RawQuota, RawUser, User};
 use super::{Checker, ConfigError, MAX_PARTITIONS};
+use crate::broker::security::acl::Rule;
+use crate::broker::security::quota::Quota;
 
 /// Smallest and largest request that is taken. Below 1 MiB clients' default batches do not fit; a request is held
 /// in memory as a whole.
@@ -19,12 +23,42 @@ const MAX_THREADS: u16 = 64;
 /// Most connections; the limit of open files bounds them too.
 const MAX_CONNECTIONS: u32 = 1_000_000;
 
-/// What clients must prove.
+/// How a listener is protected; Kafka's names in parentheses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Security {
-    /// Nothing: whoever reaches the address may do everything.
+    /// Not at all (PLAINTEXT).
     None,
+    /// Encrypted; clients prove who they are by certificates where `client_ca` is given (SSL).
+    Tls,
+    /// Clients prove who they are, what follows can be read and changed on its way (SASL_PLAINTEXT).
+    Sasl,
+    /// Encrypted, and clients prove who they are (SASL_SSL).
+    SaslTls,
+}
+
+impl Security {
+    /// Whether connections are encrypted.
+    pub fn tls(self) -> bool {
+        matches!(self, Security::Tls | Security::SaslTls)
+    }
+
+    /// Whether clients authenticate by SASL.
+    pub fn sasl(self) -> bool {
+        matches!(self, Security::Sasl | Security::SaslTls)
+    }
+}
+
+/// The files of TLS, in PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The server's certificate, and those between it and its authority.
+    pub cert: PathBuf,
+    /// The key of the certificate.
+    pub key: PathBuf,
+    /// Authorities of clients' certificates; then clients need one.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// Where clients are told to connect to.
@@ -36,15 +70,45 @@ pub struct Advertised {
     pub port: u16,
 }
 
+/// An address that is listened on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listener {
+    /// It.
+    pub address: SocketAddr,
+    /// What metadata names; `None`: the address that the client's connection arrived at.
+    pub advertised: Option<Advertised>,
+    /// Its protection.
+    pub security: Security,
+    /// Where it has TLS.
+    pub tls: Option<Tls>,
+}
+
+impl Listener {
+    /// Whether it is reachable from this machine alone.
+    pub fn is_local(&self) -> bool {
+        self.address.ip().is_loopback()
+    }
+
+    /// Whether clients prove who they are.
+    pub fn proves(&self) -> bool {
+        let certificates = self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        self.security.sasl() || certificates
+    }
+}
+
 /// `[kafka]`
 #[derive(Debug, Clone, PartialEq)]
 pub struct Kafka {
     /// Addresses to listen on.
-    pub listen: Vec<SocketAddr>,
-    /// What metadata names; `None`: the address that the client's connection arrived at.
-    pub advertised: Option<Advertised>,
-    /// Security of the listeners.
-    pub security: Security,
+    pub listeners: Vec<Listener>,
+    /// Who can log in.
+    pub users: Vec<User>,
+    /// Who may do everything.
+    pub super_users: Vec<String>,
+    /// Access rules; without any, and without super users, everyone may do everything.
+    pub acls: Vec<Rule>,
+    /// Bytes a second.
+    pub quotas: Vec<Quota>,
     /// Threads that serve connections.
     pub threads: u16,
     /// Connections in all; further ones are closed at once.
@@ -59,19 +123,22 @@ pub struct Kafka {
     pub default_partitions: u32,
 }
 
-impl Kafka {
-    /// Whether every listener is reachable from this machine alone.
-    pub fn is_local(&self) -> bool {
-        self.listen.iter().all(|a| a.ip().is_loopback())
-    }
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawKafka {
     listen: Option<Spanned<Vec<Spanned<String>>>>,
     advertised: Option<Spanned<String>>,
-    security: Option<Security>,
+    security: Option<Spanned<Security>>,
+    tls: Option<Spanned<Tls>>,
+    #[serde(default, rename = "listener")]
+    listeners: Vec<RawListener>,
+    #[serde(default, rename = "user")]
+    users: Vec<Spanned<RawUser>>,
+    super_users: Option<Vec<Spanned<String>>>,
+    #[serde(default, rename = "acl")]
+    acls: Vec<Spanned<RawAcl>>,
+    #[serde(default, rename = "quota")]
+    quotas: Vec<Spanned<RawQuota>>,
     threads: Option<Spanned<i64>>,
     max_connections: Option<Spanned<i64>>,
     max_request: Option<Spanned<ByteSize>>,
@@ -80,60 +147,31 @@ pub(super) struct RawKafka {
     default_partitions: Option<Spanned<i64>>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawListener {
+    listen: Spanned<String>,
+    advertised: Option<Spanned<String>>,
+    security: Option<Spanned<Security>>,
+    tls: Option<Spanned<Tls>>,
+}
+
 impl Checker<'_> {
     pub(super) fn kafka(&self, raw: RawKafka) -> Result<Kafka, ConfigError> {
-        let mut listen = Vec::new();
-        let mut open = None;
-        match &raw.listen {
-            None => listen.push(SocketAddr::from(([127, 0, 0, 1], 9092))),
-            Some(list) => {
-                if list.get_ref().is_empty() || list.get_ref().len() > MAX_LISTENERS {
-                    return Err(self.error(
-                        list,
-                        "kafka.listen",
-                        format!("1 to {MAX_LISTENERS} addresses are allowed; leave the table out to switch Kafka off"),
-                    ));
-                }
-                for text in list.get_ref() {
-                    let address: SocketAddr = text.get_ref().parse().map_err(|_| {
-                        self.error(
-                            text,
-                            "kafka.listen",
-                            format!("\"{}\" is no address with port, such as \"127.0.0.1:9092\" or \"[::1]:9092\"", text.get_ref()),
-                        )
-                    })?;
-                    if listen.contains(&address) {
-                        return Err(self.error(text, "kafka.listen", "is named twice"));
-                    }
-                    if !address.ip().is_loopback() {
-                        open.get_or_insert_with(|| text.clone());
-                    }
-                    listen.push(address);
-                }
-            }
-        }
-        if let (Some(text), None) = (&open, raw.security) {
+        let users = self.kafka_users(&raw.users)?;
+        let listeners = self.kafka_listeners(&raw, !users.is_empty())?;
+        if let Some(user) = raw.users.first()
+            && !listeners.iter().any(|l| l.security.sasl())
+        {
             return Err(self.error(
-                text,
-                "kafka.listen",
-                format!(
-                    "{} can be reached from other machines, and clients prove nothing: set security = \"none\" if everyone who reaches it may read, write and delete everything",
-                    text.get_ref()
-                ),
+                user,
+                "kafka.user",
+                "no listener asks clients who they are: set its security = \"sasl_tls\" (or \"sasl\")",
             ));
         }
-        let advertised = raw
-            .advertised
-            .map(|text| {
-                advertised(text.get_ref()).ok_or_else(|| {
-                    self.error(
-                        &text,
-                        "kafka.advertised",
-                        format!("\"{}\" is no name or address with port, such as \"log1.example.com:9092\"", text.get_ref()),
-                    )
-                })
-            })
-            .transpose()?;
+        let acls = self.kafka_acls(&raw.acls)?;
+        let quotas = self.kafka_quotas(&raw.quotas)?;
+        let super_users = raw.super_users.unwrap_or_default();
         let idle_timeout = match raw.idle_timeout {
             None => Duration::from_secs(600),
             Some(text) => match humantime::parse_duration(text.get_ref()) {
@@ -151,9 +189,11 @@ impl Checker<'_> {
             },
         };
         Ok(Kafka {
-            listen,
-            advertised,
-            security: raw.security.unwrap_or(Security::None),
+            listeners,
+            users,
+            super_users: super_users.into_iter().map(Spanned::into_inner).collect(),
+            acls,
+            quotas,
             threads: self.number(raw.threads, "kafka.threads", 1..=MAX_THREADS, 1)?,
             max_connections: self.number(
                 raw.max_connections,
@@ -176,6 +216,140 @@ impl Checker<'_> {
                 1..=MAX_PARTITIONS,
                 1,
             )?,
+        })
+    }
+
+    /// The addresses of `listen`, which share one protection, and those of `[[kafka.listener]]`.
+    fn kafka_listeners(&self, raw: &RawKafka, users: bool) -> Result<Vec<Listener>, ConfigError> {
+        let mut listeners = Vec::new();
+        let mut add = |text: &Spanned<String>,
+                       key: &str,
+                       advertised: Option<&Spanned<String>>,
+                       security: Option<&Spanned<Security>>,
+                       tls: Option<&Spanned<Tls>>|
+         -> Result<(), ConfigError> {
+            let listener = self.kafka_listener(text, key, advertised, security, tls, users)?;
+            if listeners
+                .iter()
+                .any(|other: &Listener| other.address == listener.address)
+            {
+                return Err(self.error(text, key, "is named twice"));
+            }
+            if listeners.len() == MAX_LISTENERS {
+                let reason = format!("at most {MAX_LISTENERS} addresses are listened on");
+                return Err(self.error(text, key, reason));
+            }
+            listeners.push(listener);
+            Ok(())
+        };
+        let default = Spanned::new(0..0, "127.0.0.1:9092".to_owned());
+        let list: Vec<&Spanned<String>> = match &raw.listen {
+            None if raw.listeners.is_empty() => vec![&default],
+            None => Vec::new(),
+            Some(list) if list.get_ref().is_empty() => {
+                return Err(self.error(
+                    list,
+                    "kafka.listen",
+                    format!("1 to {MAX_LISTENERS} addresses are allowed; leave the table out to switch Kafka off"),
+                ));
+            }
+            Some(list) => list.get_ref().iter().collect(),
+        };
+        for text in list {
+            let (advertised, security) = (raw.advertised.as_ref(), raw.security.as_ref());
+            add(text, "kafka.listen", advertised, security, raw.tls.as_ref())?;
+        }
+        for listener in &raw.listeners {
+            add(
+                &listener.listen,
+                "kafka.listener.listen",
+                listener.advertised.as_ref(),
+                listener.security.as_ref().or(raw.security.as_ref()),
+                listener.tls.as_ref().or(raw.tls.as_ref()),
+            )?;
+        }
+        let given = raw.listeners.iter().map(|l| &l.tls).chain([&raw.tls]);
+        for tls in given.flatten() {
+            if !listeners
+                .iter()
+                .any(|l| l.tls.as_ref() == Some(tls.get_ref()))
+            {
+                return Err(self.error(
+                    tls,
+                    "kafka.tls",
+                    "no listener has TLS: set its security = \"sasl_tls\" (or \"tls\")",
+                ));
+            }
+        }
+        Ok(listeners)
+    }
+
+    fn kafka_listener(
+        &self,
+        text: &Spanned<String>,
+        key: &str,
+        advertised_text: Option<&Spanned<String>>,
+        security: Option<&Spanned<Security>>,
+        tls: Option<&Spanned<Tls>>,
+        users: bool,
+    ) -> Result<Listener, ConfigError> {
+        let address: SocketAddr = text.get_ref().parse().map_err(|_| {
+            self.error(
+                text,
+                key,
+                format!(
+                    "\"{}\" is no address with port, such as \"127.0.0.1:9092\" or \"[::1]:9092\"",
+                    text.get_ref()
+                ),
+            )
+        })?;
+        let Some(chosen) = security
+            .map(|security| *security.get_ref())
+            .or(address.ip().is_loopback().then_some(Security::None))
+        else {
+            return Err(self.error(
+                text,
+                key,
+                format!(
+                    "{} can be reached from other machines: set security = \"sasl_tls\" with `tls` and [[kafka.user]], or security = \"none\" if everyone who reaches it may read, write and delete everything",
+                    text.get_ref()
+                ),
+            ));
+        };
+        if let Some(security) = security {
+            if chosen.tls() && tls.is_none() {
+                return Err(self.error(
+                    security,
+                    "kafka.security",
+                    "TLS needs tls = { cert = \"FILE\", key = \"FILE\" }",
+                ));
+            }
+            if chosen.sasl() && !users {
+                return Err(self.error(
+                    security,
+                    "kafka.security",
+                    "SASL needs users: `taffrail user NAME` makes a [[kafka.user]]",
+                ));
+            }
+        }
+        let advertised = advertised_text
+            .map(|text| {
+                advertised(text.get_ref()).ok_or_else(|| {
+                    self.error(
+                        text,
+                        "kafka.advertised",
+                        format!("\"{}\" is no name or address with port, such as \"log1.example.com:9092\"", text.get_ref()),
+                    )
+                })
+            })
+            .transpose()?;
+        Ok(Listener {
+            address,
+            advertised,
+            security: chosen,
+            tls: tls
+                .filter(|_| chosen.tls())
+                .map(|tls| tls.get_ref().clone()),
         })
     }
 }
@@ -217,15 +391,119 @@ mod tests {
     #[test]
     fn listens_on_loopback_unless_the_operator_chose() {
         let kafka = parse("").unwrap();
-        assert_eq!(kafka.listen, ["127.0.0.1:9092".parse().unwrap()]);
-        assert!(kafka.is_local());
+        assert_eq!(kafka.listeners.len(), 1);
+        assert_eq!(
+            kafka.listeners[0].address,
+            "127.0.0.1:9092".parse().unwrap()
+        );
+        assert!(kafka.listeners[0].is_local());
         let message = parse("listen = [\"127.0.0.1:1\", \"0.0.0.0:9092\"]").unwrap_err();
         assert!(
             message.contains("line 4: kafka.listen") && message.contains("security"),
             "{message}"
         );
         let kafka = parse("listen = [\"[::]:9092\"]\nsecurity = \"none\"").unwrap();
-        assert!(!kafka.is_local());
+        assert!(!kafka.listeners[0].is_local());
+    }
+
+    const VERIFIER: &str = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
+
+    #[test]
+    fn listeners_users_rules_and_quotas_are_read() {
+        let kafka = parse(&format!(
+            r#"
+            listen = ["127.0.0.1:1"]
+            super_users = ["root"]
+            [[kafka.listener]]
+            listen = "0.0.0.0:2"
+            advertised = "log1:2"
+            security = "sasl_tls"
+            tls = {{ cert = "c", key = "k", client_ca = "a" }}
+            [[kafka.user]]
+            name = "me"
+            scram = ["{VERIFIER}"]
+            [[kafka.acl]]
+            principal = "me"
+            host = "::ffff:192.0.2.1"
+            topic = {{ prefix = "log-" }}
+            allow = ["Read", "write"]
+            [[kafka.acl]]
+            principal = "*"
+            group = "*"
+            deny = ["All"]
+            [[kafka.quota]]
+            user = "*"
+            producer_byte_rate = "1MiB"
+            "#
+        ))
+        .unwrap();
+        let [local, far] = &kafka.listeners[..] else {
+            panic!("{:?}", kafka.listeners)
+        };
+        assert!(local.security == Security::None && local.tls.is_none() && !local.proves());
+        assert!(far.security.sasl() && far.tls.is_some() && far.proves());
+        assert_eq!(far.advertised.as_ref().unwrap().host, "log1");
+        assert!(kafka.users[0].verifiers[0].fits(b"pencil"));
+        use crate::broker::security::acl::{Operation, Operations, Pattern, Target};
+        let [first, second] = &kafka.acls[..] else {
+            panic!("{:?}", kafka.acls)
+        };
+        assert_eq!(first.target, Target::Topic(Pattern::Prefix("log-".into())));
+        assert!(first.allow.has(Operation::Write) && !first.allow.has(Operation::Delete));
+        assert_eq!(first.host, Some("192.0.2.1".parse().unwrap()));
+        assert_eq!(second.target, Target::Group(Pattern::Any));
+        assert_eq!((&second.principal, second.deny), (&None, Operations::all()));
+        assert_eq!(kafka.quotas[0].produce, Some(1 << 20));
+    }
+
+    #[test]
+    fn what_protects_nothing_is_refused() {
+        let user = format!("[[kafka.user]]\nname = \"me\"\nscram = [\"{VERIFIER}\"]");
+        let tls = "tls = { cert = \"c\", key = \"k\" }";
+        let acl = |rest: &str| format!("[[kafka.acl]]\nprincipal = \"me\"\n{rest}");
+        for (text, key) in [
+            ("security = \"tls\"".to_owned(), "kafka.security"),
+            ("security = \"sasl\"".to_owned(), "kafka.security"),
+            (user.clone(), "kafka.user"),
+            (tls.to_owned(), "kafka.tls"),
+            (
+                format!("security = \"sasl\"\n{user}\n{user}"),
+                "kafka.user.name",
+            ),
+            (
+                "security = \"sasl\"\n[[kafka.user]]\nname = \"me\"\nscram = [\"password\"]"
+                    .to_owned(),
+                "kafka.user.scram",
+            ),
+            (
+                "[[kafka.listener]]\nlisten = \"0.0.0.0:1\"".to_owned(),
+                "kafka.listener.listen",
+            ),
+            (acl("allow = [\"Read\"]"), "kafka.acl"),
+            (acl("topic = \"t\""), "kafka.acl"),
+            (
+                acl("topic = \"t\"\ngroup = \"g\"\nallow = [\"Read\"]"),
+                "kafka.acl",
+            ),
+            (acl("topic = \"t\"\nallow = [\"Look\"]"), "kafka.acl.allow"),
+            (
+                acl("topic = { prefix = \"\" }\nallow = [\"Read\"]"),
+                "kafka.acl.topic",
+            ),
+            (
+                acl("host = \"here\"\ntopic = \"t\"\nallow = [\"Read\"]"),
+                "kafka.acl.host",
+            ),
+            (
+                "[[kafka.quota]]\nproducer_byte_rate = \"1MiB\"".to_owned(),
+                "kafka.quota",
+            ),
+            ("[[kafka.quota]]\nuser = \"me\"".to_owned(), "kafka.quota"),
+        ] {
+            let message = parse(&text).unwrap_err();
+            assert!(message.contains(&format!("{key}:")), "{text}: {message}");
+            assert!(!message.contains("password\""), "{message}");
+        }
     }
 
     #[test]

@@ -6,8 +6,8 @@
 //! nor deadlines have anything for it; at the stop every batch that a shard holds is answered before the
 //! thread ends.
 
-use std::collections::{HashSet, VecDeque};
-use std::io::{self, IoSlice, Read, Write};
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use mio::net::{TcpListener, TcpStream};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
+use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use rand::RngExt;
@@ -25,11 +26,15 @@ use crate::broker::counters::Counters;
 use crate::broker::groups::{self, Coordinator};
 use crate::broker::hub::{self, Hub};
 use crate::broker::producer_ids::ProducerIds;
+use crate::broker::security::acl::Rules;
+use crate::broker::security::quota::Quotas;
+use crate::broker::security::sasl::Users;
+use crate::broker::security::{Proof, Security};
 use crate::broker::session::Limits;
 use crate::broker::topics::{OFFSETS_TOPIC, Topics};
-use crate::broker::worker::{Broker, Connection, ShardLink, Worker};
+use crate::broker::worker::{self, Broker, Connection, ShardLink, Worker};
 use crate::config::Config;
-use crate::config::kafka::Kafka;
+use crate::config::kafka::{Kafka, Listener};
 use crate::memory::spsc::{Consumer, Producer};
 use crate::memory::wake::Wake;
 use crate::shard::link::{BatchLink, link};
@@ -39,6 +44,7 @@ use crate::storage::{LogReader, WalShared, WalWriter};
 
 use super::Error;
 use super::live::LiveTopics;
+use super::tls::{self, Transport};
 use super::topics;
 
 /// Connections that the kernel holds until they are accepted.
@@ -60,6 +66,8 @@ const SWEEP: Duration = Duration::from_secs(1);
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// A connection without traffic is probed after so long.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// A connection has so long for TLS and to prove who it is.
+const PROOF_PATIENCE: Duration = Duration::from_secs(30);
 /// Pieces handed to the kernel in one call.
 const PIECES: usize = 64;
 
@@ -130,15 +138,41 @@ impl Wiring {
                 .collect()
         });
         let threads = Threads::start(config, broker, workers.collect(), self.wakes)?;
-        let listed: Vec<String> = threads.addresses.iter().map(ToString::to_string).collect();
-        tracing::info!("Kafka clients: listening on {}", listed.join(", "));
-        if !config.is_local() {
-            tracing::warn!(
-                "Kafka clients prove nothing (security = \"none\"): whoever reaches {} may read, write and delete everything",
-                listed.join(", ")
-            );
+        for (listener, address) in config.listeners.iter().zip(&threads.addresses) {
+            say(listener, address, broker.security.rules.is_open());
         }
         Ok(threads)
+    }
+}
+
+/// Says what a listener is open for.
+fn say(listener: &Listener, address: &SocketAddr, open: bool) {
+    let (tls, sasl) = (listener.security.tls(), listener.security.sasl());
+    let encrypted = if tls { "TLS" } else { "not encrypted" };
+    let who = match (sasl, listener.proves()) {
+        (true, _) => "clients log in by SASL",
+        (false, true) => "clients have certificates",
+        (false, false) => "clients prove nothing",
+    };
+    tracing::info!("Kafka clients: listening on {address}: {encrypted}, {who}");
+    if listener.is_local() {
+        return;
+    }
+    if !listener.proves() {
+        let may = match open {
+            true => "may read, write and delete everything",
+            false => "may do what the rules allow to everyone",
+        };
+        tracing::warn!("Kafka clients prove nothing at {address}: whoever reaches it {may}");
+    } else if open {
+        tracing::warn!(
+            "Kafka clients at {address}: there are no [[kafka.acl]] and no super_users, so whoever logs in may read, write and delete everything"
+        );
+    }
+    if !tls {
+        tracing::warn!(
+            "Kafka clients at {address}: what they send and fetch can be read and changed on its way"
+        );
     }
 }
 
@@ -200,10 +234,30 @@ pub(super) fn broker(
         topics,
         producer_ids: ProducerIds::open(&config.storage.path)?,
         cluster_id: format!("{store_id:032x}"),
-        advertised: kafka.advertised.as_ref().map(|a| Endpoint {
-            host: a.host.clone(),
-            port: a.port,
-        }),
+        listeners: kafka
+            .listeners
+            .iter()
+            .map(|listener| worker::Listener {
+                advertised: listener.advertised.as_ref().map(|a| Endpoint {
+                    host: a.host.clone(),
+                    port: a.port,
+                }),
+                proof: Proof {
+                    sasl: listener.security.sasl(),
+                    plain: listener.security.tls() || listener.is_local(),
+                },
+            })
+            .collect(),
+        security: Security {
+            users: Users::new(
+                kafka
+                    .users
+                    .iter()
+                    .map(|user| (user.name.clone(), user.verifiers.clone())),
+            ),
+            rules: Arc::new(Rules::new(&kafka.super_users, &kafka.acls)),
+            quotas: Quotas::new(kafka.quotas.clone()),
+        },
         auto_create: kafka.auto_create_topics,
         default_partitions: kafka.default_partitions,
         limits: Limits {
@@ -238,8 +292,14 @@ impl Threads {
             stop: Arc::clone(&stop),
             wakes: wakes.clone(),
             handles: Vec::new(),
-            addresses: config.listen.clone(),
+            addresses: config.listeners.iter().map(|l| l.address).collect(),
         };
+        let tls: Result<Vec<_>, String> = config
+            .listeners
+            .iter()
+            .map(|listener| listener.tls.as_ref().map(tls::load).transpose())
+            .collect();
+        let tls = tls?;
         for (index, (links, wake)) in workers.into_iter().zip(wakes).enumerate() {
             let mut listeners = Vec::new();
             for address in &mut threads.addresses {
@@ -249,6 +309,7 @@ impl Threads {
                 *address = listener.local_addr()?;
                 listeners.push(listener);
             }
+            let listeners = listeners.into_iter().zip(tls.iter().cloned()).collect();
             let thread = Thread::new(config, Arc::clone(broker), index, links, wake, listeners)?;
             let stop = Arc::clone(&stop);
             let handle = std::thread::Builder::new()
@@ -297,7 +358,13 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 struct Conn {
-    stream: TcpStream,
+    stream: Transport,
+    peer: SocketAddr,
+    started: Instant,
+    /// Who its certificate is for is known, or there is no need to.
+    named: bool,
+    /// When it is looked at again because it is muted, in nanoseconds of the broker's clock.
+    timer: Option<u64>,
     state: Connection,
     /// Part of a request.
     input: Vec<u8>,
@@ -321,12 +388,15 @@ struct Thread {
     poll: Poll,
     wake: Arc<Wake>,
     listeners: Vec<TcpListener>,
+    tls: Vec<Option<Arc<ServerConfig>>>,
     worker: Worker,
     broker: Arc<Broker>,
     conns: Vec<Option<Conn>>,
     generations: Vec<u32>,
     free: Vec<usize>,
     blocked: HashSet<usize>,
+    /// Muted connections by the time at which they are read on.
+    timers: BTreeSet<(u64, usize)>,
     partial: usize,
     scratch: Vec<u8>,
     max_connections: u64,
@@ -348,8 +418,9 @@ impl Thread {
         index: usize,
         links: Vec<ShardLink>,
         wake: Arc<Wake>,
-        mut listeners: Vec<TcpListener>,
+        listeners: Vec<(TcpListener, Option<Arc<ServerConfig>>)>,
     ) -> io::Result<Self> {
+        let (mut listeners, tls): (Vec<_>, Vec<_>) = listeners.into_iter().unzip();
         let poll = Poll::new()?;
         let registry = poll.registry();
         registry.register(&mut SourceFd(&wake.descriptor()), WAKE, Interest::READABLE)?;
@@ -361,12 +432,14 @@ impl Thread {
             poll,
             wake,
             listeners,
+            tls,
             worker: Worker::new(Arc::clone(&broker), index, links),
             broker,
             conns: Vec::new(),
             generations: Vec::new(),
             free: Vec::new(),
             blocked: HashSet::new(),
+            timers: BTreeSet::new(),
             partial: 0,
             scratch: vec![0; READ],
             max_connections: u64::from(config.max_connections),
@@ -426,6 +499,7 @@ impl Thread {
                 }
             }
             self.progress();
+            self.unmute();
             self.sweep();
         }
     }
@@ -435,7 +509,8 @@ impl Thread {
         if stopping {
             patience = Duration::from_millis(1);
         }
-        if let Some(deadline) = self.worker.next_deadline() {
+        let timer = self.timers.first().map(|(until, _)| *until);
+        if let Some(deadline) = self.worker.next_deadline().into_iter().chain(timer).min() {
             let now = self.now().mono_ns;
             // Rounded up: a sleep that ends just before the deadline would be followed by a useless one.
             let left = Duration::from_nanos(deadline.saturating_sub(now));
@@ -451,7 +526,7 @@ impl Thread {
             };
             match socket.accept() {
                 Ok((stream, peer)) => {
-                    if let Err(error) = self.admit(stream, peer) {
+                    if let Err(error) = self.admit(stream, peer, listener) {
                         tracing::debug!("kafka: a connection was not taken: {error}");
                     }
                 }
@@ -468,7 +543,12 @@ impl Thread {
         }
     }
 
-    fn admit(&mut self, mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+    fn admit(
+        &mut self,
+        mut stream: TcpStream,
+        peer: SocketAddr,
+        listener: usize,
+    ) -> io::Result<()> {
         let counters = &self.broker.counters;
         if counters.open.fetch_add(1, Relaxed) >= self.max_connections {
             counters.open.fetch_sub(1, Relaxed);
@@ -481,17 +561,19 @@ impl Thread {
             self.generations.push(0);
             self.conns.len() - 1
         });
-        let prepared = stream.set_nodelay(true).and_then(|()| {
+        let prepared = stream.set_nodelay(true).and_then(|()| -> io::Result<_> {
             socket2::SockRef::from(&stream)
                 .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll
                 .registry()
                 .register(&mut stream, Token(at), interest)?;
-            stream.local_addr()
+            let local = stream.local_addr()?;
+            let tls = self.tls.get(listener).and_then(Option::as_ref);
+            Ok((local, Transport::new(stream, tls)?))
         });
-        let local = match prepared {
-            Ok(local) => local,
+        let (local, stream) = match prepared {
+            Ok(prepared) => prepared,
             Err(error) => {
                 self.free.push(at);
                 self.broker.counters.open.fetch_sub(1, Relaxed);
@@ -499,9 +581,15 @@ impl Thread {
             }
         };
         let id = u64::from(self.generations[at]) << 32 | at as u64;
+        let sasl = self.broker.listeners[listener].proof.sasl;
         self.conns[at] = Some(Conn {
+            // Who logs in by SASL is known by that.
+            named: sasl || matches!(stream, Transport::Plain(_)),
             stream,
-            state: Connection::new(id, local, peer),
+            peer,
+            started: Instant::now(),
+            timer: None,
+            state: Connection::new(id, local, peer, &self.broker, listener),
             input: Vec::new(),
             need: 0,
             out: VecDeque::new(),
@@ -528,6 +616,7 @@ impl Thread {
                 match self.conns.get_mut(at) {
                     Some(Some(conn)) if conn.state.id() == done.connection => {
                         conn.state.session().answer(done.ticket, Some(done.answer));
+                        conn.state.mute(done.throttle_ms, now);
                         conn.last = Instant::now();
                         self.pump(at);
                     }
@@ -556,6 +645,13 @@ impl Thread {
         self.partial = self.partial + conn.input.len() - before;
         match fate {
             Fate::Stays => {
+                let until = conn.state.muted_until_ns();
+                if conn.timer != Some(until) && until > self.now().mono_ns {
+                    if let Some(before) = conn.timer.replace(until) {
+                        self.timers.remove(&(before, at));
+                    }
+                    self.timers.insert((until, at));
+                }
                 if conn.blocked {
                     self.blocked.insert(at);
                 }
@@ -565,7 +661,25 @@ impl Thread {
         }
     }
 
+    /// Reads on from connections whose time is over.
+    fn unmute(&mut self) {
+        let now = self.now().mono_ns;
+        while let Some(&(until, at)) = self.timers.first()
+            && until <= now
+        {
+            self.timers.pop_first();
+            if let Some(Some(conn)) = self.conns.get_mut(at) {
+                conn.timer = None;
+                self.pump(at);
+            }
+        }
+    }
+
     fn drop_connection(&mut self, at: usize, mut conn: Conn) {
+        conn.stream.close();
+        if let Some(until) = conn.timer {
+            self.timers.remove(&(until, at));
+        }
         self.partial -= conn.input.len();
         let mut bytes = conn.unsent;
         while let Some(answer) = conn.state.session().next_answer() {
@@ -589,12 +703,13 @@ impl Thread {
                 return Fate::Goes;
             }
             if conn.closing {
-                return match conn.out.is_empty() {
+                return match conn.out.is_empty() && !conn.stream.unsent() {
                     true => Fate::Goes,
                     false => Fate::Stays,
                 };
             }
-            let held = conn.blocked || conn.unsent > MAX_CONNECTION_UNSENT;
+            let muted = conn.state.muted_until_ns() > self.now().mono_ns;
+            let held = conn.blocked || muted || conn.unsent > MAX_CONNECTION_UNSENT;
             let heavy = self.partial > MAX_PARTIAL && conn.input.len() > SMALL;
             if !conn.readable || held || heavy || !self.accepting {
                 return Fate::Stays;
@@ -603,6 +718,12 @@ impl Thread {
                 Ok(0) => return Fate::Goes,
                 Ok(len) => {
                     conn.last = Instant::now();
+                    if !conn.named {
+                        conn.named = true;
+                        if let Some(name) = conn.stream.principal() {
+                            conn.state.set_principal(&name);
+                        }
+                    }
                     if conn.input.is_empty() {
                         let scratch = std::mem::take(&mut self.scratch);
                         let consumed = self.consume(conn, &scratch[..len]);
@@ -625,7 +746,13 @@ impl Thread {
                     conn.readable = false;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Fate::Goes,
+                Err(error) => {
+                    if error.kind() == io::ErrorKind::InvalidData {
+                        tracing::info!("kafka: TLS with {} failed: {error}", conn.peer);
+                        self.broker.counters.tls_failed.fetch_add(1, Relaxed);
+                    }
+                    return Fate::Goes;
+                }
             }
         }
     }
@@ -689,7 +816,11 @@ impl Thread {
 
     fn flush(&mut self, conn: &mut Conn) -> io::Result<()> {
         self.collect(conn);
-        while conn.writable && !conn.out.is_empty() {
+        while conn.writable {
+            if conn.out.is_empty() {
+                conn.writable = conn.stream.flush()?;
+                break;
+            }
             let mut slices = [IoSlice::new(&[]); PIECES];
             let mut count = 0;
             for (slice, piece) in slices.iter_mut().zip(&conn.out) {
@@ -738,8 +869,14 @@ impl Thread {
             let Some(Some(conn)) = self.conns.get_mut(at) else {
                 continue;
             };
-            let waits = conn.state.session().waiting() > 0;
-            if !waits && now.duration_since(conn.last) > self.idle {
+            let waits = conn.state.session().waiting() > 0 || conn.timer.is_some();
+            let unproved = !conn.state.is_proved() || conn.stream.handshaking();
+            if unproved && now.duration_since(conn.started) > PROOF_PATIENCE {
+                self.broker.counters.late.fetch_add(1, Relaxed);
+                if let Some(conn) = self.conns[at].take() {
+                    self.drop_connection(at, conn);
+                }
+            } else if !waits && now.duration_since(conn.last) > self.idle {
                 self.broker.counters.idle.fetch_add(1, Relaxed);
                 if let Some(conn) = self.conns[at].take() {
                     self.drop_connection(at, conn);

@@ -13,7 +13,8 @@ mod ports;
 pub mod preflight;
 mod stats;
 mod store;
-pub mod topics;
+pub mod tls;
+mod topics;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

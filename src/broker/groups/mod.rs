@@ -23,6 +23,7 @@
 //! - Memory is bounded by [`Config`]: state and unfinished appends are charged before they are taken
 //!   on, and a request beyond the limit is refused with an error that lets the client try again.
 
+pub mod access;
 mod group;
 mod offsets;
 mod rebalance;

@@ -62,6 +62,7 @@ apis! {
     SyncGroup = 14, 0..=5, flexible 4;
     DescribeGroups = 15, 0..=5, flexible 5;
     ListGroups = 16, 0..=4, flexible 3;
+    SaslHandshake = 17, 0..=1, flexible 99;
     ApiVersions = 18, 0..=4, flexible 3;
     CreateTopics = 19, 2..=7, flexible 5;
     DeleteTopics = 20, 1..=6, flexible 4;
@@ -69,6 +70,7 @@ apis! {
     InitProducerId = 22, 0..=4, flexible 2;
     DescribeConfigs = 32, 1..=4, flexible 4;
     AlterConfigs = 33, 0..=2, flexible 2;
+    SaslAuthenticate = 36, 0..=2, flexible 2;
     CreatePartitions = 37, 0..=3, flexible 2;
     DeleteGroups = 42, 0..=2, flexible 2;
     IncrementalAlterConfigs = 44, 0..=1, flexible 1;
