@@ -1083,17 +1083,24 @@ mod tests {
         explicit.storage.staging_dir = None;
         explicit.eal.memory = None;
         explicit.ports[0].vlan = None;
-        let kafka = explicit.kafka.as_mut().unwrap();
-        kafka.listeners.truncate(1);
-        kafka.listeners[0].advertised = None;
-        kafka.users.clear();
-        kafka.super_users.clear();
-        kafka.acls.clear();
-        kafka.quotas.clear();
+        explicit.kafka.as_mut().unwrap().listeners[0].advertised = None;
         explicit.topics[0].settings.clear();
         // `port = "p0"` limits the entry to that port, the default is all.
         explicit.udp[0].port = None;
         assert_eq!(written, explicit);
+    }
+
+    /// What the example shows of Kafka's security, which no default could be.
+    #[test]
+    fn examples_within_comments_are_valid() {
+        let shown = EXAMPLE.lines().filter_map(|line| line.strip_prefix("#   "));
+        let shown: String = shown.map(|line| format!("{line}\n")).collect();
+        let text = format!("[storage]\npath = \"/d\"\n[kafka]\nsecurity = \"tls\"\n{shown}");
+        let kafka = parse(&text).unwrap().kafka.unwrap();
+        assert_eq!(kafka.listeners.len(), 1);
+        assert!(kafka.listeners[0].security.sasl() && kafka.listeners[0].tls.is_some());
+        assert_eq!((kafka.users.len(), kafka.super_users.len()), (1, 1));
+        assert_eq!((kafka.acls.len(), kafka.quotas.len()), (2, 1));
     }
 
     #[test]

@@ -10,7 +10,10 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
 use support::Server;
 
 const PASSWORD: &str = "correct horse";
@@ -47,11 +50,24 @@ fn user(name: &str) -> String {
     text
 }
 
+fn named(parts: &[(DnType, &str)]) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    for (kind, value) in parts {
+        name.push(kind.clone(), *value);
+    }
+    name
+}
+
 /// A CA, the server's certificate and one for a client called `CN=machine,O=Us`.
 fn certificates(folder: &Path) {
     let write = |name: &str, text: String| std::fs::write(folder.join(name), text).unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
+    params.distinguished_name = named(&[(DnType::CommonName, "authority")]);
     let key = KeyPair::generate().unwrap();
     write("ca.pem", params.self_signed(&key).unwrap().pem());
     let issuer = Issuer::new(params, key);
@@ -61,14 +77,14 @@ fn certificates(folder: &Path) {
     ] {
         let hosts: Vec<String> = hosts.into_iter().map(str::to_owned).collect();
         let mut params = CertificateParams::new(hosts).unwrap();
-        if name == "client" {
-            params
-                .distinguished_name
-                .push(DnType::OrganizationName, "Us");
-            params
-                .distinguished_name
-                .push(DnType::CommonName, "machine");
-        }
+        params.use_authority_key_identifier_extension = true;
+        params.distinguished_name = match name {
+            "client" => named(&[
+                (DnType::OrganizationName, "Us"),
+                (DnType::CommonName, "machine"),
+            ]),
+            name => named(&[(DnType::CommonName, name)]),
+        };
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &issuer).unwrap();
         write(&format!("{name}.pem"), certificate.pem());
@@ -207,7 +223,12 @@ fn kcat_logs_in_with_each_mechanism_and_not_with_a_wrong_password() {
             let config = login(protocol, mechanism, PASSWORD);
             let config: Vec<&str> = config.iter().map(String::as_str).collect();
             let topic = format!("{protocol}-{mechanism}");
-            let sent = secure.kcat(address, &config, &["-P", "-t", &topic], &input);
+            let sent = secure.kcat(
+                address,
+                &config,
+                &["-P", "-t", &topic, "-X", "batch.size=100000"],
+                &input,
+            );
             assert!(
                 sent.status.success(),
                 "{}",

@@ -98,7 +98,6 @@ pub struct Topic {
 pub struct Snapshot {
     topics: Vec<Arc<Topic>>,
     by_name: HashMap<String, usize>,
-    by_uuid: HashMap<u128, usize>,
     /// Topic ids from this one on have not been given.
     next_id: u32,
 }
@@ -122,11 +121,6 @@ impl Snapshot {
             .binary_search_by_key(&id, |topic| topic.id)
             .ok()?;
         self.topics.get(at)
-    }
-
-    /// By the id that Kafka's clients see.
-    pub fn find_uuid(&self, uuid: u128) -> Option<&Arc<Topic>> {
-        self.topics.get(*self.by_uuid.get(&uuid)?)
     }
 
     /// Whether a topic had this number and was deleted: what the store holds of it may go.
@@ -492,8 +486,7 @@ impl Inner {
         let topics = self.topics.clone();
         let numbered = topics.iter().zip(0..);
         Snapshot {
-            by_name: numbered.clone().map(|(t, i)| (t.name.clone(), i)).collect(),
-            by_uuid: numbered.map(|(t, i)| (t.uuid, i)).collect(),
+            by_name: numbered.map(|(t, i)| (t.name.clone(), i)).collect(),
             next_id: self.catalog.next_id(),
             topics,
         }

@@ -22,7 +22,7 @@ MECHANISMS = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 def confluent(user, mechanism="SCRAM-SHA-256", password=PASSWORD, **more):
     return {"bootstrap.servers": SASL_TLS, "security.protocol": "SASL_SSL", "ssl.ca.location": CA,
             "sasl.mechanisms": mechanism, "sasl.username": user, "sasl.password": password,
-            **{key.replace("_", "."): value for key, value in more.items()}}
+            **{key if key.endswith("_cb") else key.replace("_", "."): value for key, value in more.items()}}
 
 
 def python(user, mechanism, password=PASSWORD, **more):
@@ -32,17 +32,18 @@ def python(user, mechanism, password=PASSWORD, **more):
 
 def make(*names, partitions=1):
     """Makes topics as the one who may do everything."""
-    futures = AdminClient(confluent("root")).create_topics([NewTopic(n, partitions, 1) for n in names])
+    admin = AdminClient(confluent("root"))
+    futures = admin.create_topics([NewTopic(n, partitions, 1) for n in names])
     for future in futures.values():
         future.result(PATIENCE)
 
 
 def send(config, topic, values):
-    """Sends values; gives the error of each, None where it was stored."""
+    """Sends values; gives the error code of each, 0 where it was stored."""
     errors = []
-    producer = Producer(config)
+    producer = Producer({"batch.size": 50_000, **config})
     for value in values:
-        producer.produce(topic, value, on_delivery=lambda error, _: errors.append(error))
+        producer.produce(topic, value, on_delivery=lambda error, _: errors.append(error.code() if error else 0))
     assert producer.flush(PATIENCE) == 0
     return errors
 
@@ -82,7 +83,7 @@ def confluent_logs_in_and_rebalances():
         topic = unique()
         make(topic, partitions=2)
         values = [b"%d" % i * 50 for i in range(2000)]
-        assert send(confluent("root", mechanism, enable_idempotence=True), topic, values) == [None] * len(values)
+        assert send(confluent("root", mechanism, enable_idempotence=True), topic, values) == [0] * len(values)
         config = confluent("root", mechanism, group_id=topic, auto_offset_reset="earliest")
         assert sorted(receive(config, topic, len(values))) == sorted(values)
 
@@ -106,7 +107,7 @@ def kafka_python_logs_in():
             if len(got) == len(values):
                 break
         consumer.close()
-        assert got == values
+        assert got == values, f"{len(got)} of {len(values)} messages, the first {got[:1]}"
 
 
 @case
@@ -138,11 +139,11 @@ def wrong_passwords_are_refused():
         for user, password in [("root", "wrong password"), ("nobody", PASSWORD)]:
             errors = []
             client = AdminClient(confluent(user, mechanism, password, error_cb=errors.append))
-            refused(KafkaError._TRANSPORT, lambda: client.list_topics(timeout=5))
+            refused(KafkaError._TRANSPORT, lambda: client.list_topics(timeout=2))
             client.poll(1)
             assert KafkaError._AUTHENTICATION in [error.code() for error in errors], errors
             try:
-                kafka.KafkaProducer(**python(user, mechanism, password), api_version_auto_timeout_ms=5000)
+                kafka.KafkaProducer(**python(user, mechanism, password), bootstrap_timeout_ms=2000)
             except PythonError:
                 pass
             else:
@@ -154,11 +155,11 @@ def topics_that_are_not_allowed_are_hidden_and_refused():
     make("log-a", "log-b", "log-secret", "other")
     writer, reader = confluent("writer"), confluent("reader")
     denied = KafkaError.TOPIC_AUTHORIZATION_FAILED
-    assert send(writer, "log-a", [b"1", b"2"]) == [None, None]
-    assert send(confluent("writer", enable_idempotence=True), "log-b", [b"1"]) == [None]
+    assert send(writer, "log-a", [b"1", b"2"]) == [0, 0]
+    assert send(confluent("writer", enable_idempotence=True), "log-b", [b"1"]) == [0]
     for config, topic in [(writer, "other"), (writer, "log-secret"), (writer, "log-new-made-by-asking"),
                           (reader, "log-a"), (reader, "log-b")]:
-        assert [error.code() for error in send(config, topic, [b"x"])] == [denied], topic
+        assert send(config, topic, [b"x"]) == [denied], topic
     # Rights to write say nothing of reading, and the other way round; what is hidden is not listed.
     assert set(AdminClient(writer).list_topics(timeout=PATIENCE).topics) == {"log-a", "log-b"}
     assert set(AdminClient(reader).list_topics(timeout=PATIENCE).topics) == {"log-a"}
@@ -171,17 +172,22 @@ def topics_that_are_not_allowed_are_hidden_and_refused():
     consumer = Consumer(confluent("writer", group_id="unused"))
     consumer.assign([TopicPartition("log-a", 0, 0)])
     until, code = time.monotonic() + PATIENCE, None
-    while code is None and time.monotonic() < until:
+    while code != denied and time.monotonic() < until:
         message = consumer.poll(1)
         assert message is None or message.error(), "a writer read"
+        # The group is not allowed either, which librdkafka reports first.
         code = message and message.error().code()
     consumer.close()
     assert code == denied, code
     # An idempotent producer of someone who may write nowhere gets no id.
     producer = Producer(confluent("reader", enable_idempotence=True))
-    producer.produce("log-a", b"x")
-    producer.flush(5)
-    assert producer.list_topics(timeout=PATIENCE)
+
+    def ask():
+        producer.produce("log-a", b"x")
+        producer.flush(5)
+        return producer.list_topics(timeout=PATIENCE)
+
+    refused(KafkaError.CLUSTER_AUTHORIZATION_FAILED, ask)
 
 
 @case
@@ -192,10 +198,6 @@ def groups_that_are_not_allowed_are_refused():
     assert len(receive(config, "log-a", 20)) == 20
     denied = KafkaError.GROUP_AUTHORIZATION_FAILED
     refused(denied, lambda: receive({**config, "group.id": "others"}, "log-a", 1))
-    consumer = Consumer({**config, "group.id": "others"})
-    refused(denied, lambda: consumer.committed([TopicPartition("log-a", 0)], timeout=PATIENCE))
-    refused(denied, lambda: consumer.commit(offsets=[TopicPartition("log-a", 0, 1)], asynchronous=False))
-    consumer.close()
     reader, root = AdminClient(confluent("reader")), AdminClient(confluent("root"))
     # A group of someone else, which the reader does not see.
     receive(confluent("root", group_id="roots", auto_offset_reset="earliest"), "log-a", 20)
@@ -246,17 +248,17 @@ def quotas_throttle():
     throttled = []
     config = confluent("writer", throttle_cb=lambda event: throttled.append(event.throttle_time), linger_ms=5)
     values = [b"x" * 10_000 for _ in range(60)]
-    assert send(config, topic, values) == [None] * len(values)
+    assert send(config, topic, values) == [0] * len(values)
     assert any(seconds > 0 for seconds in throttled), "600 KB at 200 KB/s were not throttled"
     throttled.clear()
-    config = confluent("writer", group_id=topic, auto_offset_reset="earliest", fetch_message_max_bytes=100_000,
+    config = confluent("writer", group_id=topic, auto_offset_reset="earliest", max_partition_fetch_bytes=100_000,
                        throttle_cb=lambda event: throttled.append(event.throttle_time))
     assert receive(config, topic, len(values)) == values
     assert any(seconds > 0 for seconds in throttled), "a consumer was not throttled"
     # Someone without a quota is not.
     throttled.clear()
     config = confluent("root", throttle_cb=lambda event: throttled.append(event.throttle_time))
-    assert send(config, topic, values) == [None] * len(values)
+    assert send(config, topic, values) == [0] * len(values)
     assert throttled == [], throttled
 
 
