@@ -8,14 +8,15 @@ use libfuzzer_sys::fuzz_target;
 use taffrail::broker::cluster::{self, Endpoint, MetadataRequest};
 use taffrail::broker::fetch::FetchRequest;
 use taffrail::broker::produce::ProduceRequest;
-use taffrail::broker::protocol::{Api, Reader, RequestHeader};
-use taffrail::broker::session::{Framing, frame};
+use taffrail::broker::security::acl::{ANONYMOUS, Access, Rules};
+use taffrail::broker::security::sasl::{self, MAX_UNPROVED_REQUEST, Stage, Users};
+use taffrail::broker::session::{Framing, REQUEST_MIN, frame};
 use taffrail::broker::topics::{Change, Place, Snapshot, Topic, TopicError, Topics};
 use taffrail::broker::waiting::Progress;
 use taffrail::broker::{admin, configs, hub, list_offsets};
 use taffrail::storage::PartitionKey;
-use taffrail::wire::kafka as wire;
 use taffrail::wire::kafka::groups::*;
+use taffrail::wire::kafka::{Api, Reader, RequestHeader, Writer};
 
 /// A topic `t` of two partitions; every change is taken.
 struct Fixed(Arc<Snapshot>);
@@ -80,12 +81,12 @@ fn topics() -> Fixed {
 macro_rules! again {
     ($type:ident, $body:expr, $api:expr, $version:expr) => {{
         let flexible = $api.flexible($version);
-        let mut reader = wire::Reader::new($body, flexible);
+        let mut reader = Reader::new($body, flexible);
         if let Ok(request) = $type::decode(&mut reader, $version) {
-            let mut writer = wire::Writer::new(flexible);
+            let mut writer = Writer::fields(flexible);
             request.encode(&mut writer, $version);
-            let bytes = writer.into_bytes();
-            let mut reader = wire::Reader::new(&bytes, flexible);
+            let bytes = writer.into_fields();
+            let mut reader = Reader::new(&bytes, flexible);
             assert_eq!($type::decode(&mut reader, $version).as_ref(), Ok(&request));
             assert_eq!(reader.remaining(), 0);
         }
@@ -103,6 +104,8 @@ fn request(bytes: &[u8], topics: &Fixed) {
     if !api.serves(version) && api != Api::ApiVersions {
         return;
     }
+    let host = std::net::Ipv4Addr::LOCALHOST.into();
+    let access = &Access::new(Arc::new(Rules::new(&[], &[])), ANONYMOUS, host);
     let endpoint = Endpoint {
         host: "localhost".to_owned(),
         port: 9092,
@@ -111,15 +114,35 @@ fn request(bytes: &[u8], topics: &Fixed) {
     let reader = &mut reader;
     let answer = match api {
         Api::ApiVersions => cluster::api_versions(&header, reader).map(|a| a.0),
-        Api::DescribeCluster => cluster::describe_cluster(&header, reader, "id", &endpoint),
-        Api::FindCoordinator => cluster::find_coordinator(&header, reader, &endpoint),
-        Api::CreateTopics => admin::create_topics(&header, reader, topics, 1),
-        Api::DeleteTopics => admin::delete_topics(&header, reader, topics),
-        Api::CreatePartitions => admin::create_partitions(&header, reader, topics),
-        Api::DeleteRecords => admin::delete_records(&header, reader, topics),
-        Api::DescribeConfigs => admin::describe_configs(&header, reader, topics),
+        Api::DescribeCluster => cluster::describe_cluster(&header, reader, "id", &endpoint, access),
+        Api::FindCoordinator => cluster::find_coordinator(&header, reader, &endpoint, access),
+        Api::CreateTopics => admin::create_topics(&header, reader, topics, 1, access),
+        Api::DeleteTopics => admin::delete_topics(&header, reader, topics, access),
+        Api::CreatePartitions => admin::create_partitions(&header, reader, topics, access),
+        Api::DeleteRecords => admin::delete_records(&header, reader, topics, access),
+        Api::DescribeConfigs => admin::describe_configs(&header, reader, topics, access),
         Api::AlterConfigs | Api::IncrementalAlterConfigs => {
-            admin::alter_configs(api, &header, reader, topics)
+            admin::alter_configs(api, &header, reader, topics, access)
+        }
+        Api::SaslHandshake => {
+            sasl::handshake(&header, reader, &mut Stage::Handshake, true).map(|a| a.0)
+        }
+        Api::SaslAuthenticate => {
+            if let Ok(token) = sasl::token(reader)
+                && token.len() <= MAX_UNPROVED_REQUEST
+            {
+                let users = Users::new([]);
+                let mechanism =
+                    sasl::Mechanism::Scram(taffrail::broker::security::scram::Hash::Sha256);
+                let mut stage = Stage::Chosen {
+                    mechanism,
+                    raw: false,
+                };
+                stage.token(&users, token);
+                stage.token(&users, token);
+                assert!(!stage.is_proved());
+            }
+            return;
         }
         Api::Produce => {
             let _ = ProduceRequest::read(reader);
@@ -168,7 +191,7 @@ fuzz_target!(|data: &[u8]| {
     let topics = topics();
     let mut rest = data;
     loop {
-        match frame(rest, 1 << 20) {
+        match frame(rest, REQUEST_MIN..=1 << 20) {
             Framing::Request(bytes) => {
                 assert!(bytes.len() + 4 <= rest.len());
                 request(bytes, &topics);
