@@ -34,6 +34,7 @@ pub struct Refused {
 
 /// Takes out what is not allowed, and partitions that are not there out of a commit. What is returned goes to
 /// [`Refused::complete`] with the coordinator's answer; an error is the answer, and nobody else is asked.
+#[allow(clippy::result_large_err)] // moved once, for a request that is refused
 pub fn check(
     request: &mut Request<'_>,
     access: &Access,
@@ -280,12 +281,10 @@ impl Refused {
                 });
                 deleted.results.extend(refused);
             }
-            Response::ListGroups(listed) => {
-                if !access.may(Operation::Describe, Resource::Cluster) {
-                    listed.groups.retain(|group| {
-                        access.may(Operation::Describe, Resource::Group(&group.group_id))
-                    });
-                }
+            Response::ListGroups(listed) if !access.may(Operation::Describe, Resource::Cluster) => {
+                listed.groups.retain(|group| {
+                    access.may(Operation::Describe, Resource::Group(&group.group_id))
+                });
             }
             _ => {}
         }
