@@ -46,6 +46,13 @@ pub struct Asked {
     pub time: i64,
 }
 
+impl Asked {
+    /// Whether the answer depends on where the log ends.
+    pub fn needs_end(&self) -> bool {
+        !matches!(self.time, EARLIEST | EARLIEST_LOCAL)
+    }
+}
+
 /// Reads a request: what is asked, by topic.
 pub fn read<'a>(
     body: &mut Reader<'a>,
@@ -74,7 +81,7 @@ pub fn read<'a>(
 /// The answer; `find` is asked for each partition.
 pub fn answer(
     header: &RequestHeader<'_>,
-    topics: &[(&str, Vec<Asked>)],
+    topics: &[(impl AsRef<str>, Vec<Asked>)],
     mut find: impl FnMut(&str, &Asked) -> Result<Found, Code>,
 ) -> Vec<u8> {
     let version = header.version;
@@ -83,6 +90,7 @@ pub fn answer(
         out.i32(0); // throttle time
     }
     out.array(topics.iter(), |out, (name, list)| {
+        let name = name.as_ref();
         out.string(name);
         out.array(list.iter(), |out, asked| {
             let (code, found) = match find(name, asked) {

@@ -153,6 +153,9 @@ pub trait Topics: Send + Sync {
     /// First offset that is visible.
     fn log_start(&self, place: Place) -> i64;
 
+    /// Offset behind the last record stored in a partition, durable or not.
+    fn log_end(&self, place: Place) -> i64;
+
     /// Counts messages that are handed to a partition's shard.
     fn received(&self, place: Place, messages: u64);
 

@@ -17,7 +17,7 @@ use crate::broker::fetch::{self, FetchRequest, Fetched, Part};
 use crate::broker::groups::{self, Append, AppendError, AppendId};
 use crate::broker::hub::{self, Hub};
 use crate::broker::inflight::{InFlight, MAX_BATCHES, RequestId};
-use crate::broker::list_offsets;
+use crate::broker::list_offsets::{self, Asked};
 use crate::broker::produce::{self, PartResult, ProduceRequest, Shape};
 use crate::broker::producer_ids::ProducerIds;
 use crate::broker::security::acl::{self, Access, Operation, Resource};
@@ -39,6 +39,9 @@ use crate::wire::record_batch;
 const MAX_UNSENT: usize = 256 << 20;
 /// Bytes of batches that a thread may have on their way to shards.
 const MAX_ON_THEIR_WAY: usize = 256 << 20;
+/// How long a request for offsets waits at most for what was stored before it to become durable: a commit takes
+/// milliseconds, a disk that takes longer is in trouble.
+const OFFSETS_PATIENCE_NS: u64 = 2_000_000_000;
 /// The slot of tags that belong to no request: batches without an acknowledgement.
 const UNANSWERED: u64 = ((1 << 24) - 1) << 40;
 
@@ -264,6 +267,18 @@ struct Fetching {
     deadline_ns: u64,
 }
 
+/// A request for offsets that waits for commits on their way.
+struct Listing {
+    connection: ConnectionId,
+    ticket: Ticket,
+    header: RequestHeader<'static>,
+    asked: Vec<(Box<str>, Vec<Asked>)>,
+    access: Access,
+    /// Log ends that are to become high watermarks.
+    awaited: Vec<(Place, i64)>,
+    deadline_ns: u64,
+}
+
 struct Sent {
     bytes: usize,
     append_time: i64,
@@ -290,6 +305,7 @@ pub struct Worker {
     produces: InFlight<Producing, PartResult>,
     fetches: Waiting<Fetching>,
     fetch_of: HashMap<ConnectionId, WaitId, foldhash::fast::RandomState>,
+    listings: Vec<Listing>,
     /// Batches that shards hold, by tag.
     sent: HashMap<u64, Sent, foldhash::fast::RandomState>,
     bytes_on_their_way: usize,
@@ -346,6 +362,7 @@ impl Worker {
             produces: InFlight::default(),
             fetches: Waiting::new(links.len()),
             fetch_of: HashMap::default(),
+            listings: Vec::new(),
             sent: HashMap::default(),
             links,
             bytes_on_their_way: 0,
@@ -518,7 +535,10 @@ impl Worker {
         Ok(match api {
             Api::Produce => return self.produce(connection, header, body, ticket, now),
             Api::Fetch => return self.fetch(connection, header, body, ticket, now),
-            Api::ListOffsets => self.list_offsets(access, header, body, now)?.into(),
+            Api::ListOffsets => {
+                let id = connection.id;
+                return Ok(self.list_offsets(id, access, header, body, ticket, now)?);
+            }
             Api::Metadata => {
                 let request = MetadataRequest::read(body, header.version)?;
                 let makes = request.auto_create && broker.auto_create;
@@ -976,19 +996,65 @@ impl Worker {
         None
     }
 
+    /// Answers where offsets are, at once or when what was stored before is durable: with acks=1 a producer may
+    /// have its answer before its messages can be read, and whoever asks then must not be told that there are none.
     fn list_offsets(
         &mut self,
+        connection: ConnectionId,
         access: &Access,
         header: &RequestHeader<'_>,
         body: &mut Reader<'_>,
+        ticket: Ticket,
         now: Now,
-    ) -> Result<Vec<u8>, Malformed> {
+    ) -> Result<Done, Malformed> {
         let asked = list_offsets::read(body, header.version)?;
+        let snapshot = self.broker.topics.snapshot();
+        let mut awaited = Vec::new();
+        for (name, list) in &asked {
+            for part in list.iter().filter(|asked| asked.needs_end()) {
+                if let Some(place) = snapshot.place(name, part.index) {
+                    awaited.push((place, self.broker.topics.log_end(place)));
+                }
+            }
+        }
+        let listing = Listing {
+            connection,
+            ticket,
+            header: RequestHeader {
+                client_id: None,
+                ..*header
+            },
+            asked: asked
+                .into_iter()
+                .map(|(name, list)| (name.into(), list))
+                .collect(),
+            awaited,
+            access: access.clone(),
+            deadline_ns: now.mono_ns + OFFSETS_PATIENCE_NS,
+        };
+        if self.is_settled(&listing) {
+            return Ok(self.list(&listing, now).into());
+        }
+        self.listings.push(listing);
+        Ok(Done::Later)
+    }
+
+    /// Whether what a request for offsets waits for is durable, or gone.
+    fn is_settled(&self, listing: &Listing) -> bool {
+        let topics = &self.broker.topics;
+        listing.awaited.iter().all(|&(place, end)| {
+            topics
+                .progress(place.shard, place.local)
+                .is_none_or(|progress| progress.high_watermark >= end)
+        })
+    }
+
+    fn list(&mut self, listing: &Listing, now: Now) -> Vec<u8> {
         let snapshot = self.broker.topics.snapshot();
         let now_ms = now.unix_ns.div_euclid(1_000_000);
         let (topics, links) = (&self.broker.topics, &mut self.links);
-        Ok(list_offsets::answer(header, &asked, |name, asked| {
-            if !access.may(Operation::Describe, Resource::Topic(name)) {
+        list_offsets::answer(&listing.header, &listing.asked, |name, asked| {
+            if !listing.access.may(Operation::Describe, Resource::Topic(name)) {
                 return Err(Code::TopicAuthorizationFailed);
             }
             let place = snapshot
@@ -1008,7 +1074,23 @@ impl Worker {
                     Code::KafkaStorageError
                 },
             )
-        }))
+        })
+    }
+
+    /// Answers the requests for offsets that have waited enough. Gives how many.
+    fn settle_listings(&mut self, now: Now) -> usize {
+        let (mut at, mut work) = (0, 0);
+        while let Some(listing) = self.listings.get(at) {
+            if listing.deadline_ns > now.mono_ns && !self.is_settled(listing) {
+                at += 1;
+                continue;
+            }
+            let listing = self.listings.swap_remove(at);
+            let answer = self.list(&listing, now);
+            self.complete(listing.connection, listing.ticket, vec![answer], 0);
+            work += 1;
+        }
+        work
     }
 
     /// Takes in what shards answered and made durable, and what waited long enough. Gives the work done.
@@ -1035,6 +1117,7 @@ impl Worker {
             }
         }
         work += self.groups(now);
+        work += self.settle_listings(now);
         while let Some((producing, results)) = self.produces.expired(now.mono_ns) {
             work += 1;
             let late = || PartResult::failed(Code::RequestTimedOut, None);
@@ -1134,7 +1217,7 @@ impl Worker {
     /// Whether there is something for [`Worker::poll`], for a look before sleeping.
     pub fn has_news(&mut self) -> bool {
         let raised = |link: &Link| link.link.stats.raised.load(Acquire) != link.raised;
-        let watched = !self.fetches.is_empty();
+        let watched = !self.fetches.is_empty() || !self.listings.is_empty();
         self.broker.hub.has_mail(self.thread)
             || self
                 .links
@@ -1179,6 +1262,8 @@ impl Worker {
         if let Some(id) = self.fetch_of.remove(&connection) {
             self.fetches.forget(id);
         }
+        self.listings
+            .retain(|listing| listing.connection != connection);
     }
 
     /// The next moment, in monotonic nanoseconds, at which [`Worker::poll`] has something to do by itself.
@@ -1190,6 +1275,7 @@ impl Worker {
         [
             self.produces.next_deadline(),
             self.fetches.next_deadline(),
+            self.listings.iter().map(|l| l.deadline_ns).min(),
             groups,
         ]
         .into_iter()

@@ -174,6 +174,12 @@ impl Topics for LiveTopics {
             .map_or(0, |(stats, _)| stats.start_offset())
     }
 
+    fn log_end(&self, place: Place) -> i64 {
+        self.view()
+            .part(place.shard, place.local)
+            .map_or(0, |(stats, _)| stats.log_end())
+    }
+
     fn received(&self, place: Place, messages: u64) {
         if let Some((_, counters)) = self.view().part(place.shard, place.local) {
             counters.kernel.receive(messages);
