@@ -155,6 +155,17 @@ fn every_client_against_one_server() {
 }
 
 #[test]
+fn a_server_without_ports_starts_no_dpdk() {
+    let kafka = Kafka::start("");
+    let files = Path::new("/var/run/dpdk").join(kafka.server.prefix());
+    assert!(!files.exists(), "{}", files.display());
+    let log = kafka.server.log();
+    assert!(!log.contains("EAL:"), "{log}");
+    kafka.kcat(&["-P", "-t", "t"], "a\n");
+    assert_eq!(kafka.kcat(&["-C", "-t", "t", "-e", "-q"], ""), "a\n");
+}
+
+#[test]
 fn kcat_produces_lists_and_consumes() {
     let kafka = Kafka::start("");
     let input: String = (0..1000).map(|i| format!("key{i}:value {i}\n")).collect();

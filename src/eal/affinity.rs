@@ -36,12 +36,16 @@ pub fn allowed_at_start() -> std::io::Result<&'static [u32]> {
 /// Lets the calling thread run on all CPUs that the process had at its start. For ordinary threads;
 /// an lcore stays where EAL put it. Costs one system call.
 pub fn unpin_this_thread() -> std::io::Result<()> {
-    let allowed = allowed_at_start()?;
+    pin_this_thread(allowed_at_start()?)
+}
+
+/// Lets the calling thread run on these CPUs alone. Costs one system call.
+pub fn pin_this_thread(cpus: &[u32]) -> std::io::Result<()> {
     // SAFETY: as in `of_this_thread`.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    for cpu in allowed {
-        // SAFETY: `of_this_thread` gives numbers below CPU_SETSIZE only.
-        unsafe { libc::CPU_SET(*cpu as usize, &mut set) };
+    for &cpu in cpus.iter().filter(|cpu| **cpu < libc::CPU_SETSIZE as u32) {
+        // SAFETY: the number is below CPU_SETSIZE.
+        unsafe { libc::CPU_SET(cpu as usize, &mut set) };
     }
     // SAFETY: the call reads the size given.
     if unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) } != 0 {

@@ -1,8 +1,9 @@
-//! Running closures on lcores.
+//! Running closures on lcores, and on threads of their own where there is no EAL.
 
 use std::ffi::{c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use super::environment::{EalError, Environment, words};
 
@@ -11,10 +12,16 @@ type Slot<T> = Arc<Mutex<Option<std::thread::Result<T>>>>;
 
 /// A closure that runs on an lcore.
 #[derive(Debug)]
-pub struct LcoreHandle<T> {
-    lcore: u32,
-    result: Slot<T>,
-    _environment: Environment,
+pub struct LcoreHandle<T>(Running<T>);
+
+#[derive(Debug)]
+enum Running<T> {
+    Lcore {
+        lcore: u32,
+        result: Slot<T>,
+        _environment: Environment,
+    },
+    Thread(JoinHandle<T>),
 }
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -52,20 +59,45 @@ pub fn launch<T: Send + 'static>(
             reason: words(code),
         });
     }
-    Ok(LcoreHandle {
+    Ok(LcoreHandle(Running::Lcore {
         lcore,
         result,
         _environment: environment.clone(),
-    })
+    }))
+}
+
+/// Starts `work` on a thread that stands for an lcore where no port needs EAL: on `cpu` alone, or where
+/// the scheduler puts it.
+pub fn launch_thread<T: Send + 'static>(
+    name: String,
+    cpu: Option<u32>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<LcoreHandle<T>> {
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        if let Some(cpu) = cpu
+            && let Err(error) = super::affinity::pin_this_thread(&[cpu])
+        {
+            tracing::warn!("CPU {cpu} cannot be had, the scheduler chooses: {error}");
+        }
+        work()
+    })?;
+    Ok(LcoreHandle(Running::Thread(thread)))
 }
 
 impl<T> LcoreHandle<T> {
     /// Waits for the closure's end; the error is its panic.
     pub fn join(self) -> std::thread::Result<T> {
+        let (lcore, result, _environment) = match self.0 {
+            Running::Thread(thread) => return thread.join(),
+            Running::Lcore {
+                lcore,
+                result,
+                _environment,
+            } => (lcore, result, _environment),
+        };
         // SAFETY: waits for a worker lcore; called from another thread than it.
-        unsafe { dpdk_sys::rte_eal_wait_lcore(self.lcore) };
-        let outcome = self
-            .result
+        unsafe { dpdk_sys::rte_eal_wait_lcore(lcore) };
+        let outcome = result
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
             .take();
@@ -74,10 +106,13 @@ impl<T> LcoreHandle<T> {
 
     /// Whether the closure has ended.
     pub fn is_finished(&self) -> bool {
-        self.result
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .is_some()
+        match &self.0 {
+            Running::Thread(thread) => thread.is_finished(),
+            Running::Lcore { result, .. } => result
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .is_some(),
+        }
     }
 }
 

@@ -48,6 +48,30 @@ impl Wake {
         }
     }
 
+    /// Sleeps until it is woken or one of `others` is readable, for `time` at most; between arming and disarming.
+    #[cfg(not(loom))]
+    pub fn sleep(&self, others: &[std::os::fd::RawFd], time: std::time::Duration) {
+        /// Descriptors that are looked at; who sleeps for more is woken by the time.
+        const MOST: usize = 16;
+        let mut descriptors = [libc::pollfd {
+            fd: -1,
+            events: libc::POLLIN,
+            revents: 0,
+        }; MOST];
+        let all = std::iter::once(self.descriptor()).chain(others.iter().copied());
+        for (entry, fd) in descriptors.iter_mut().zip(all) {
+            entry.fd = fd;
+        }
+        let count = (others.len() + 1).min(MOST) as libc::nfds_t;
+        let time = libc::timespec {
+            tv_sec: time.as_secs() as libc::time_t,
+            tv_nsec: time.subsec_nanos().into(),
+        };
+        // SAFETY: as many descriptors as said; the time is read only, and there is no signal mask. A failure ends
+        // the sleep, as a signal does.
+        unsafe { libc::ppoll(descriptors.as_mut_ptr(), count, &time, std::ptr::null()) };
+    }
+
     /// Wakes the thread if it sleeps or is about to. To be called after pushing to its rings.
     #[inline]
     pub fn wake(&self) {

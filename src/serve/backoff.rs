@@ -21,6 +21,8 @@ const PAUSE_ROUNDS: u32 = 64;
 const PAUSES: u32 = 32;
 /// First sleep.
 const MIN_SLEEP: Duration = Duration::from_micros(2);
+/// Rounds without work before a loop sleeps that messages wake: a few microseconds, less than being woken takes.
+const BELL_ROUNDS: u32 = 64;
 /// Longest sleep: bounds what an idle server adds to the latency of the first message, and still
 /// leaves an idle core asleep nearly all the time.
 const MAX_SLEEP: Duration = Duration::from_micros(50);
@@ -58,6 +60,12 @@ impl Backoff {
             sleep: MIN_SLEEP,
             last: eal::tsc(),
         }
+    }
+
+    /// Whether it has found nothing for so long that a loop that messages wake had better sleep.
+    #[inline]
+    pub fn may_be_woken(&self) -> bool {
+        self.mode == Idle::Sleep && self.idle_rounds > BELL_ROUNDS
     }
 
     /// To be called after each round: `work` is what the round did, `waiting` whether writes of this

@@ -17,7 +17,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustls::ServerConfig;
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use rand::RngExt;
 
@@ -51,6 +51,8 @@ use super::topics;
 const BACKLOG: i32 = 1024;
 /// Bytes read at a time: several requests of a usual producer, one read for a whole fetch request.
 const READ: usize = 128 << 10;
+/// Bytes that a request lacks from which on they are read into its own memory; fewer come with what follows them.
+const DIRECT: usize = 32 << 10;
 /// Unsent bytes beyond which a connection's requests are not read.
 const MAX_CONNECTION_UNSENT: usize = 1 << 20;
 /// Bytes of requests that have not arrived whole, of all connections of a thread: beyond it only small ones are
@@ -100,17 +102,21 @@ impl Wiring {
         self.wakes.clone()
     }
 
-    /// Connects every thread to the next shard, behind its first `rings` rings.
+    /// Connects every thread to the next shard, behind its first `rings` rings. `bell` wakes the shard's loop.
     pub(super) fn connect(
         &mut self,
         rings: usize,
         wal: &WalWriter,
+        bell: Option<&Arc<Wake>>,
         inputs: &mut Vec<Consumer<Inbound>>,
         outlets: &mut Vec<Producer<Ack>>,
     ) {
         self.max_batch = self.max_batch.min(wal.max_entry());
         for (thread, links) in self.links.iter_mut().enumerate() {
-            let (batches, end) = link((rings + thread) as u8);
+            let (mut batches, end) = link((rings + thread) as u8);
+            if let Some(bell) = bell {
+                batches.set_bell(Arc::clone(bell));
+            }
             inputs.push(end.input);
             outlets.push(end.outlet);
             links.push(batches);
@@ -357,6 +363,15 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(TcpListener::from_std(socket.into()))
 }
 
+/// Appends what a socket has, `rest` bytes at most, to part of a request that lacks so many.
+fn read_more(stream: &TcpStream, input: &mut Vec<u8>, rest: usize) -> io::Result<usize> {
+    input.reserve_exact(rest);
+    let len = SockRef::from(stream).recv(&mut input.spare_capacity_mut()[..rest])?;
+    // SAFETY: recv has written that many bytes of the spare capacity.
+    unsafe { input.set_len(input.len() + len) };
+    Ok(len)
+}
+
 struct Conn {
     stream: Transport,
     peer: SocketAddr,
@@ -562,8 +577,7 @@ impl Thread {
             self.conns.len() - 1
         });
         let prepared = stream.set_nodelay(true).and_then(|()| -> io::Result<_> {
-            socket2::SockRef::from(&stream)
-                .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+            SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll
                 .registry()
@@ -714,7 +728,15 @@ impl Thread {
             if !conn.readable || held || heavy || !self.accepting {
                 return Fate::Stays;
             }
-            match conn.stream.read(&mut self.scratch) {
+            // The rest of a large request goes where the request is, without a copy between.
+            let rest = conn.need.saturating_sub(conn.input.len());
+            let plain = matches!(conn.stream, Transport::Plain(_));
+            let direct = plain && !conn.input.is_empty() && rest >= DIRECT;
+            let read = match &conn.stream {
+                Transport::Plain(stream) if direct => read_more(stream, &mut conn.input, rest),
+                _ => conn.stream.read(&mut self.scratch),
+            };
+            match read {
                 Ok(0) => return Fate::Goes,
                 Ok(len) => {
                     conn.last = Instant::now();
@@ -724,7 +746,13 @@ impl Thread {
                             conn.state.set_principal(&name);
                         }
                     }
-                    if conn.input.is_empty() {
+                    if direct {
+                        if len < rest {
+                            continue;
+                        }
+                        let input = std::mem::take(&mut conn.input);
+                        conn.input = self.begin(conn, input);
+                    } else if conn.input.is_empty() {
                         let scratch = std::mem::take(&mut self.scratch);
                         let consumed = self.consume(conn, &scratch[..len]);
                         conn.input.extend_from_slice(&scratch[consumed..len]);

@@ -2,13 +2,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::backoff::{Backoff, LoopCounters};
 use crate::config::Idle;
 use crate::eal::{BURST, lcore};
+use crate::memory::wake::Wake;
 use crate::net::rx::{MbufRelease, RxWorker};
 use crate::shard::{CloseError, Now, ROUND_MESSAGES, Shard};
+
+/// How long a loop sleeps that messages wake: what adding a partition, which wakes nobody, waits for.
+const BELL_SLEEP: Duration = Duration::from_millis(1);
+
+/// How long it sleeps while commits are on their way, whose ends wake it: the linger of what waits behind them, which
+/// wakes nobody, may come late by so much.
+const COMMIT_SLEEP: Duration = Duration::from_micros(200);
 
 /// How far a stop has come.
 #[derive(Debug)]
@@ -38,6 +46,8 @@ pub(super) struct LcoreWork {
     rx: Option<RxWorker>,
     shards: Vec<(u16, Shard<MbufRelease>)>,
     idle: Idle,
+    /// Wakes it, where all that gives it messages rings.
+    bell: Option<Arc<Wake>>,
     counters: Arc<LoopCounters>,
 }
 
@@ -61,11 +71,13 @@ impl LcoreWork {
         rx: Option<RxWorker>,
         shards: Vec<(u16, Shard<MbufRelease>)>,
         idle: Idle,
+        bell: Option<Arc<Wake>>,
     ) -> Self {
         Self {
             rx,
             shards,
             idle,
+            bell,
             counters: Arc::default(),
         }
     }
@@ -88,9 +100,17 @@ impl LcoreWork {
         lcore::precise_sleeps();
         let clock = Clock(Instant::now());
         let mut backoff = Backoff::new(self.idle);
+        let rings: Vec<_> = (self.shards.iter())
+            .filter_map(|(_, shard)| shard.wal().map(|wal| wal.ring_fd()))
+            .collect();
         while !phase.stopping.load(Ordering::Relaxed) {
             let mut now = clock.now();
             let mut work = 0;
+            // Armed before the last look at the rings.
+            let bell = self.bell.as_ref().filter(|_| backoff.may_be_woken());
+            if let Some(bell) = bell {
+                bell.arm();
+            }
             if let Some(rx) = &mut self.rx {
                 work += rx.poll(now);
                 // Several bursts for each round of the shards, as they have where lcores are spread.
@@ -102,10 +122,24 @@ impl LcoreWork {
                     }
                 }
             }
-            let mut waiting = false;
+            let (mut waiting, mut quiet) = (false, true);
             for (_, shard) in &mut self.shards {
                 work += shard.poll(now);
                 waiting |= !shard.is_idle();
+                quiet &= shard.is_quiet();
+            }
+            if let Some(bell) = bell {
+                if work == 0 {
+                    self.counters.sleeps.add(1);
+                    match quiet {
+                        true => bell.sleep(&[], BELL_SLEEP),
+                        false => bell.sleep(&rings, COMMIT_SLEEP),
+                    }
+                }
+                bell.disarm();
+                if work == 0 {
+                    continue;
+                }
             }
             backoff.after_round(work, waiting, &self.counters);
         }

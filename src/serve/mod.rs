@@ -26,10 +26,11 @@ use crate::config::{Config, Split};
 use crate::control::server::ControlServer;
 use crate::eal::lcore;
 use crate::memory::spsc;
+use crate::memory::wake::Wake;
 use crate::net::rx::{Choice, RxWorker, ShardLink};
 use crate::shard::{Ack, GapReport, Inbound, Shard};
 use crate::storage::{WalShared, WalState};
-use crate::topology::{Machine, plan};
+use crate::topology::{Machine, Plan, plan};
 use lcores::{LcoreWork, Phase};
 use topics::{RawSource, RouteBase, Topics};
 
@@ -56,6 +57,7 @@ pub struct Summary {
 /// Runs the server until SIGTERM or SIGINT.
 pub fn serve(config: &Config) -> Result<Summary, Error> {
     let signals = Signals::register()?;
+    crate::memory::allocator::keep_freed();
     let mut fatal = Vec::new();
     for finding in preflight::check(config, &preflight::Facts::gather(config)) {
         if finding.fatal {
@@ -83,7 +85,9 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
     let mut shards = Vec::with_capacity(store.shards.len());
     // Threads of Kafka's protocol have their rings behind those of the rx lcores.
     let mut kafka = kafka::Wiring::new(config.kafka.as_ref())?;
-    for mut open in store.shards.drain(..) {
+    // A loop that receives packets polls; one that does not is woken.
+    let bells = bells(&plan)?;
+    for (shard, mut open) in store.shards.drain(..).enumerate() {
         let (mut inputs, mut outlets) = (Vec::new(), Vec::new());
         for link in &mut links {
             let (out, input) = spsc::ring::<Inbound>(INBOUND_SLOTS);
@@ -98,7 +102,12 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
             });
         }
         open.config.wakes = kafka.wakes();
-        kafka.connect(links.len(), &open.wal, &mut inputs, &mut outlets);
+        let lcore = plan
+            .lcores
+            .iter()
+            .position(|lcore| lcore.shards.iter().any(|&s| usize::from(s) == shard));
+        let bell = lcore.and_then(|lcore| bells[lcore].as_ref());
+        kafka.connect(links.len(), &open.wal, bell, &mut inputs, &mut outlets);
         let release = crate::net::rx::MbufRelease;
         shards.push(Some(Shard::new(
             open.config,
@@ -161,11 +170,19 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
             .iter()
             .filter_map(|&s| shards[usize::from(s)].take().map(|shard| (s, shard)))
             .collect();
-        let work = LcoreWork::new(rx, own, config.lcores.idle);
+        let work = LcoreWork::new(rx, own, config.lcores.idle, bells[index].clone());
         let id = index as u32 + 1;
         loops.push((id, planned.cpu, work.role(), work.counters()));
         let phase = Arc::clone(&phase);
-        handles.push(lcore::launch(&environment, id, move || work.run(&phase))?);
+        let work = move || work.run(&phase);
+        handles.push(match &environment {
+            Some(environment) => lcore::launch(environment, id, work)?,
+            None => {
+                // Whoever names CPUs has set them aside; else the threads share them with the others.
+                let named = !config.lcores.rx.is_empty() || !config.lcores.storage.is_empty();
+                lcore::launch_thread(format!("lcore-{id}"), named.then_some(planned.cpu), work)?
+            }
+        });
     }
 
     let sources = Arc::new(stats::Sources {
@@ -241,6 +258,15 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
         Some(error) => Err(error),
         None => Ok(summary),
     }
+}
+
+/// What wakes each lcore; `None`: it polls queues, which wake nobody.
+fn bells(plan: &Plan) -> std::io::Result<Vec<Option<Arc<Wake>>>> {
+    let bell = |lcore: &crate::topology::Lcore| {
+        let woken = plan.lcores.iter().all(|l| l.queues.is_empty()) && lcore.queues.is_empty();
+        woken.then(|| Wake::new().map(Arc::new)).transpose()
+    };
+    plan.lcores.iter().map(bell).collect()
 }
 
 /// What the configuration says of the ways to the topics.

@@ -100,8 +100,15 @@ fn mbufs(settings: &PortSettings, lcores: u32, shards: u32) -> u32 {
     count.next_power_of_two() - 1
 }
 
-/// Starts EAL and every port. The calling thread becomes EAL's main lcore.
-pub(super) fn start(config: &Config, plan: &Plan) -> Result<(Environment, Started), Error> {
+/// Starts EAL and every port; where there is no port, neither. The calling thread becomes EAL's main lcore.
+pub(super) fn start(config: &Config, plan: &Plan) -> Result<(Option<Environment>, Started), Error> {
+    if config.ports.is_empty() {
+        let started = Started {
+            rx_ports: Vec::new(),
+            ports: Vec::new(),
+        };
+        return Ok((None, started));
+    }
     let accesses: Vec<Access> = config.ports.iter().map(access).collect::<Result<_, _>>()?;
     let machine_cpus: Vec<u32> = Machine::discover()?.cpus.iter().map(|cpu| cpu.id).collect();
     let workers: Vec<u32> = plan.lcores.iter().map(|lcore| lcore.cpu).collect();
@@ -229,7 +236,7 @@ pub(super) fn start(config: &Config, plan: &Plan) -> Result<(Environment, Starte
         });
     }
     Ok((
-        environment,
+        Some(environment),
         Started {
             rx_ports,
             ports: views,

@@ -94,12 +94,14 @@ pub fn check(config: &Config, facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut say = |fatal: bool, text: String| findings.push(Finding { fatal, text });
     let staging = config.storage.staging_size * u64::from(config.storage.shards);
-    let eal = if config.eal.hugepages {
+    // Without a port DPDK is not started.
+    let dpdk = config.eal.hugepages && !config.ports.is_empty();
+    let eal = if dpdk {
         config.eal.memory.unwrap_or(EAL_BASE)
     } else {
         0
     };
-    if config.eal.hugepages && facts.hugepages_free < eal {
+    if dpdk && facts.hugepages_free < eal {
         let pages = (eal + staging).div_ceil(2 << 20);
         say(
             true,
@@ -116,13 +118,13 @@ pub fn check(config: &Config, facts: &Facts) -> Vec<Finding> {
         say(
             false,
             format!(
-                "hugepages for packet buffers are free, but not {} more for the staging buffers: they use \
-                 ordinary pages; reserve more with scripts/hugepages.sh",
+                "too few hugepages are free for the staging buffers' {}: they use ordinary pages; reserve more \
+                 with scripts/hugepages.sh",
                 ByteSize(staging).display().iec()
             ),
         );
     }
-    if config.eal.hugepages && !facts.hugetlbfs {
+    if dpdk && !facts.hugetlbfs {
         say(
             true,
             "no hugetlbfs is mounted: run `mount -t hugetlbfs hugetlbfs /dev/hugepages`".to_owned(),
@@ -276,6 +278,22 @@ mod tests {
             assert!(all.contains(part), "{part} is not in {all}");
         }
         assert_eq!(findings.iter().filter(|f| f.fatal).count(), 5);
+    }
+
+    #[test]
+    fn a_server_without_ports_needs_no_hugepages() {
+        let facts = Facts {
+            hugepages_free: 0,
+            hugepages_total: 0,
+            hugetlbfs: false,
+            ..fine()
+        };
+        let portless = Config {
+            ports: Vec::new(),
+            ..config()
+        };
+        assert!(check(&portless, &facts).iter().all(|f| !f.fatal));
+        assert!(check(&config(), &facts).iter().any(|f| f.fatal));
     }
 
     #[test]

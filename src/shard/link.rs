@@ -5,7 +5,10 @@
 //! are no more slots than places in either ring, so neither is ever full. A link that is dropped before its answers
 //! came leaks the buffers that the shard may still read.
 
+use std::sync::Arc;
+
 use crate::memory::spsc;
+use crate::memory::wake::Wake;
 use crate::shard::inbound::{Ack, BatchBuffer, Inbound};
 use crate::wire::datagram::ErrorCode;
 
@@ -37,6 +40,8 @@ pub struct BatchLink {
     slots: Vec<Option<(BatchBuffer, u64)>>,
     free: Vec<u32>,
     taken: Vec<Ack>,
+    /// Wakes the shard's loop, where that sleeps until it is woken.
+    bell: Option<Arc<Wake>>,
 }
 
 /// The shard's end: what [`crate::shard::Shard::new`] wants of it.
@@ -58,11 +63,17 @@ pub fn link(ring: u8) -> (BatchLink, ShardEnd) {
         slots: (0..LINK_BATCHES).map(|_| None).collect(),
         free: (0..LINK_BATCHES as u32).rev().collect(),
         taken: Vec::with_capacity(LINK_BATCHES),
+        bell: None,
     };
     (link, ShardEnd { input, outlet })
 }
 
 impl BatchLink {
+    /// From now on `bell` is rung for each batch.
+    pub fn set_bell(&mut self, bell: Arc<Wake>) {
+        self.bell = Some(bell);
+    }
+
     /// Batches that can be sent before answers are taken.
     pub fn room(&self) -> usize {
         self.free.len()
@@ -97,6 +108,9 @@ impl BatchLink {
             return Err(buffer);
         }
         self.slots[slot as usize] = Some((buffer, tag));
+        if let Some(bell) = &self.bell {
+            bell.wake();
+        }
         Ok(())
     }
 

@@ -244,6 +244,13 @@ impl<R: Release> Shard<R> {
         self.core.items.is_empty() && self.core.held_gap.is_none() && self.core.pending.len() == 0
     }
 
+    /// Whether it has nothing to do by itself, so that its loop may sleep for long if new messages end the sleep.
+    pub fn is_quiet(&self) -> bool {
+        self.is_idle()
+            && self.core.snapshot.is_none()
+            && self.wal.as_ref().is_none_or(|wal| !wal.has_pending())
+    }
+
     /// The log's writer; `None` once closed.
     pub fn wal(&self) -> Option<&WalWriter> {
         self.wal.as_ref()

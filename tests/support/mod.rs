@@ -255,6 +255,11 @@ impl Server {
         }
     }
 
+    /// The prefix of DPDK's run-time files.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// Starts the process (again) and waits until it answers.
     pub fn restart(&mut self) {
         self.spawn();
