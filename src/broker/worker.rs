@@ -1054,7 +1054,10 @@ impl Worker {
         let now_ms = now.unix_ns.div_euclid(1_000_000);
         let (topics, links) = (&self.broker.topics, &mut self.links);
         list_offsets::answer(&listing.header, &listing.asked, |name, asked| {
-            if !listing.access.may(Operation::Describe, Resource::Topic(name)) {
+            if !listing
+                .access
+                .may(Operation::Describe, Resource::Topic(name))
+            {
                 return Err(Code::TopicAuthorizationFailed);
             }
             let place = snapshot

@@ -437,8 +437,8 @@ mod tests {
             &[],
         );
         let deny = |pattern| rule(None, topic(pattern), &[], &[Write]);
-        assert!(of(&[allowed.clone()], "me").may_some_topic(Write));
-        assert!(!of(&[allowed.clone()], "me").may_some_topic(Read));
+        assert!(of(std::slice::from_ref(&allowed), "me").may_some_topic(Write));
+        assert!(!of(std::slice::from_ref(&allowed), "me").may_some_topic(Read));
         for (pattern, left) in [
             (Pattern::Any, false),
             (Pattern::Prefix("a".into()), false),

@@ -2,7 +2,7 @@
 //!
 //! Source: Kafka's documentation of client quotas, whose order of precedence holds. As on Kafka a request over the
 //! quota is served, its answer says how long the client is throttled, and its connection is not read for so
-//! long. Each rate is a bucket that fills within [`BURST_NS`]. Invariants: what was taken beyond the rate is
+//! long. Each rate is a bucket that fills within `BURST_NS`. Invariants: what was taken beyond the rate is
 //! waited for; the table holds no more buckets than connections use, and those still owing.
 
 use std::collections::HashMap;

@@ -1,5 +1,5 @@
 //! Turns a sealed WAL segment into an SST: batches of each partition in the order of offsets, small ones
-//! merged into larger ones and compressed. Compacted topics get an SST of their own: see [`super::pick`].
+//! merged into larger ones and compressed. Compacted topics get an SST of their own: see `pick`.
 //!
 //! Invariant: every batch of the segment's frames is in the SSTs, but those of deleted topics and those
 //! before their partition's start. A damaged segment gives what can still be read of it, and is kept.

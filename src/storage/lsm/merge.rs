@@ -6,7 +6,7 @@
 //! manifest names the new one, and go when nobody reads them any more. A kill at any step leaves either.
 //!
 //! Cost: reads what is in the files once, that of compacted topics twice; batches of the target's size are copied
-//! as they are. Memory: as [`super::compact`], and a file being written.
+//! as they are. Memory: as `compact`, and a file being written.
 
 use std::sync::{Arc, PoisonError};
 #[cfg(all(test, not(loom)))]
