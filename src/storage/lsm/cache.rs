@@ -1,7 +1,7 @@
 //! Blocks of SSTs as they are read most: decompressed, and with the places of their records.
 //!
 //! A message of a hot block is found without its block's CRC, decompression or a walk over the batch: by
-//! halving the places of every 16th record, then over at most 15 others. Keyed by file number and byte in
+//! halving the places of every fourth record, then over at most three others. Keyed by file number and byte in
 //! the file, neither of which ever gets other content: nothing is invalidated, what is no longer read goes.
 //!
 //! Eviction, sharding and locks are `quick_cache`'s (S3-FIFO, which a scan does not flush). Invariant: the blocks
@@ -18,11 +18,11 @@ use super::codec::{self, CodecError, MAX_PLAIN};
 use crate::wire::record_batch::{self, BatchError, Mark, Record, Records};
 
 /// Records from one known place to the next.
-const SPACING: usize = 16;
+const SPACING: usize = 4;
 /// What an entry takes beside its block: the cache's own, and the block's fields. An estimate, rounded up.
 const OVERHEAD: usize = 256;
 /// Bytes of a block as it mostly is, for the first size of the cache's tables.
-const TYPICAL: usize = 64 << 10;
+const TYPICAL: usize = 16 << 10;
 
 /// A place in a block to begin walking at.
 #[derive(Clone, Copy)]
@@ -182,6 +182,11 @@ impl BlockCache {
         self.cache.get_or_insert_with(&(file, position), || {
             Ok(Arc::new(CachedBlock::new(load()?)?))
         })
+    }
+
+    /// The block at byte `position` of SST `file`, where it is here.
+    pub fn get(&self, file: u64, position: u64) -> Option<Arc<CachedBlock>> {
+        self.cache.get(&(file, position))
     }
 
     /// What it did so far.

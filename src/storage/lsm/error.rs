@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::codec::CodecError;
 use super::sst::SstError;
 use crate::storage::frames::FetchError;
 
@@ -82,6 +83,14 @@ pub enum StoreError {
     /// An SST is damaged, or cannot be read.
     #[error("{0}")]
     Sst(#[from] SstError),
+    /// A batch cannot be decompressed.
+    #[error("{path}: {source}")]
+    Codec {
+        /// The SST.
+        path: PathBuf,
+        /// Why.
+        source: CodecError,
+    },
     /// The log could not be read.
     #[error("{0}")]
     Log(#[from] FetchError),

@@ -317,12 +317,11 @@ impl Source<'_> {
                 error => Stopped::Damaged(Arc::clone(&extent.file), error),
             };
             let reader = self.store.reader(&extent.file).map_err(damaged)?;
-            let mut ahead = 0;
+            let mut asked = 0;
             for block in reader.blocks(part.key, part.start).map_err(damaged)? {
                 let block = block.map_err(damaged)?;
-                if block.position >= ahead {
-                    reader.will_need(&block, READ_AHEAD);
-                    ahead = block.position + READ_AHEAD / 2;
+                if block.position + READ_AHEAD / 2 > asked {
+                    asked = reader.will_need(&block, asked, READ_AHEAD);
                 }
                 let bytes = reader.block(&block).map_err(damaged)?;
                 time = time.max(block.max_time);

@@ -15,6 +15,7 @@ pub mod manifest;
 pub mod merge;
 pub mod pace;
 mod pick;
+mod point;
 pub mod policy;
 pub mod rebatch;
 pub mod repair;

@@ -14,9 +14,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::cache::BlockCache;
 use super::codec;
 use super::error::StoreError;
 use super::manifest::{self, Edit, FileMeta, Manifest, State};
+use super::point::{CACHE_BYTES, Touched};
 use super::sst::{PartitionExtent, SstError, SstReader};
 use super::steps::step;
 use crate::storage::PartitionKey;
@@ -27,6 +29,10 @@ use crate::wire::record_batch::{self, Records};
 
 /// Mapped files at a time; each costs the kernel a few hundred bytes and page tables for what is touched.
 pub const MAPPED_FILES: usize = 4096;
+
+/// A walk asks the kernel for so many bytes at a time, the next ones when half of them are left: enough for several
+/// requests in the disk's queue.
+const AHEAD: u64 = 4 << 20;
 
 type Map<V> = HashMap<PartitionKey, V, foldhash::fast::RandomState>;
 
@@ -236,6 +242,9 @@ pub struct Store {
     numbers: AtomicU64,
     /// The log has grown long: flushing comes before everything else.
     pub(super) behind: AtomicBool,
+    /// Blocks that single messages are read from again and again.
+    pub(super) cache: BlockCache,
+    pub(super) touched: Touched,
     /// Counters of maintenance and damage.
     pub stats: StoreStats,
 }
@@ -287,6 +296,8 @@ impl Store {
             mapped: AtomicU64::new(0),
             numbers: AtomicU64::new(0),
             behind: AtomicBool::new(false),
+            cache: BlockCache::new(CACHE_BYTES),
+            touched: Touched::default(),
             stats: StoreStats::default(),
         };
         store.show(state);
@@ -477,12 +488,14 @@ impl Store {
         outcome: &mut Outcome,
         out: &mut Vec<u8>,
     ) -> Result<(), StoreError> {
-        self.walk(key, max_bytes, outcome, |bytes| {
+        self.read_with(key, max_bytes, outcome, |bytes| {
             out.extend_from_slice(bytes)
         })
     }
 
-    fn walk(
+    /// As [`Store::read`], without copying: hands out pieces of the mapped files, each one or more whole batches.
+    /// Where more than a little is asked for, the kernel reads ahead of the walk.
+    pub fn read_with(
         &self,
         key: PartitionKey,
         max_bytes: usize,
@@ -495,10 +508,15 @@ impl Store {
         for extent in &extents[first..] {
             let result = (|| {
                 let reader = self.reader(&extent.file)?;
+                let mut asked = 0;
                 for block in reader.blocks(key, outcome.next_offset)? {
                     let block = block?;
                     if outcome.batches > 0 && outcome.bytes >= max_bytes {
                         return Ok(true);
+                    }
+                    if block.position + AHEAD / 2 > asked {
+                        let wanted = (max_bytes - outcome.bytes.min(max_bytes)) as u64;
+                        asked = reader.will_need(&block, asked, wanted.min(AHEAD));
                     }
                     let bytes = reader.block(&block)?;
                     let (skip, len, batches, next) = cut(

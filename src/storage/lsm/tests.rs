@@ -14,6 +14,7 @@ use super::StoreError;
 use super::codec;
 use super::flush::unix_ms;
 use super::maintain::{MaintainConfig, Maintenance};
+use super::manifest::Edit;
 use super::merge::Merger;
 use super::pick::Shape;
 use super::policy::{Compaction, Policy};
@@ -765,5 +766,66 @@ fn a_damaged_block_is_noted_and_the_rest_is_read() {
             .filter(|file| file.is_quarantined())
             .count(),
         1
+    );
+}
+
+#[test]
+fn single_messages_are_found_whether_kept_or_not() {
+    let mut shard = Shard::new(Policy::default());
+    while shard.open.as_ref().unwrap().store.view().files.len() < 3 {
+        shard.append(key(0), 10, 2000);
+        shard.append(key(1), 3, 100);
+        shard.maintain();
+    }
+    let store = Arc::clone(&shard.open.as_ref().unwrap().store);
+    // Read once, read again and kept, read from the cache.
+    for _ in 0..3 {
+        for partition in [0, 1] {
+            let (first, end) = store.bounds(key(partition)).unwrap();
+            assert_eq!(first, 0);
+            for offset in 0..end {
+                let found = store
+                    .record(key(partition), offset, |record| {
+                        (record.offset, record.value.map(<[u8]>::to_vec))
+                    })
+                    .unwrap();
+                let value = shard.model[&key(partition)][offset as usize].clone();
+                assert_eq!(found, Some((offset, Some(value))));
+            }
+            for outside in [-1, end, i64::MAX] {
+                assert_eq!(store.record(key(partition), outside, |_| ()).unwrap(), None);
+            }
+        }
+        assert_eq!(store.record(key(2), 0, |_| ()).unwrap(), None);
+    }
+    assert!(store.cache.stats().hits > 0);
+    // Before the partition's start there is nothing any more.
+    store.commit(&Edit::Trim(vec![(key(0), 5)])).unwrap();
+    assert_eq!(store.record(key(0), 4, |_| ()).unwrap(), None);
+    assert_eq!(store.record(key(0), 5, |r| r.offset).unwrap(), Some(5));
+}
+
+#[test]
+fn a_damaged_block_is_no_message() {
+    let mut shard = Shard::new(Policy::default());
+    while shard.open.as_ref().unwrap().store.view().files.is_empty() {
+        shard.append(key(0), 10, 2000);
+        shard.maintain();
+    }
+    let path = {
+        let view = shard.open.as_ref().unwrap().store.view();
+        view.files[0].path().to_owned()
+    };
+    shard.open = None;
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[1000] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let store = Store::open_read_only(path.parent().unwrap(), ID).unwrap();
+    assert!(store.record(key(0), 0, |_| ()).is_err());
+    assert!(store.view().files[0].is_quarantined());
+    let last = store.bounds(key(0)).unwrap().1 - 1;
+    assert_eq!(
+        store.record(key(0), last, |r| r.offset).unwrap(),
+        Some(last)
     );
 }

@@ -351,11 +351,16 @@ pub(super) fn page(kind: PageKind, count: usize, entries: &[u8]) -> [u8; PAGE] {
     out
 }
 
-/// The entries of a page, `size` bytes each, its kind and CRC checked. Cost: a CRC of 4 KiB.
-pub(super) fn entries(page: &[u8], kind: PageKind, size: usize) -> Result<&[u8], &'static str> {
+/// Compares a page with its CRC. Cost: a CRC of 4 KiB.
+pub(super) fn check(page: &[u8]) -> Result<(), &'static str> {
     if u32_at(page, 0) != crc32c::crc32c(&page[4..]) {
         return Err("a page's CRC is wrong");
     }
+    Ok(())
+}
+
+/// The entries of a page that was checked, `size` bytes each; its kind is compared.
+pub(super) fn entries(page: &[u8], kind: PageKind, size: usize) -> Result<&[u8], &'static str> {
     let count = usize::from(u16::from_le_bytes([page[6], page[7]]));
     if page[4] != kind as u8 || count == 0 || count > (PAGE - PAGE_HEADER) / size {
         return Err("a page is of another kind than its place");

@@ -19,9 +19,9 @@ pub use writer::{SstMade, SstWriter};
 
 use crate::storage::PartitionKey;
 
-/// Bytes of batches in a block, unless a single one is larger: what a read of one message checks and, where the
-/// batches are small, walks. As large as the default of a merged batch, so that a block is mostly one batch.
-pub const TARGET_BLOCK: usize = 64 << 10;
+/// Bytes of batches in a block, unless a single one is larger: what a read of one message fetches and checks. A page of
+/// the disk: a merged batch of the default size, compressed, is mostly a block by itself, and small ones share one.
+pub const TARGET_BLOCK: usize = 4 << 10;
 
 /// Why an SST cannot be written or read.
 #[derive(Debug, Clone, thiserror::Error)]

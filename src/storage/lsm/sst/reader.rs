@@ -1,7 +1,7 @@
 //! Reads an SST where it is mapped.
 //!
-//! Invariants: nothing is handed out before its checksum was compared, pages on every visit and blocks on every
-//! read; no number in the file is trusted beyond that, so that a crafted file ends in an error. What is
+//! Invariants: nothing is handed out before its checksum was compared, a page's on the first visit since the file was
+//! mapped (on every one it would be half the cost of finding a message in memory), a block's on every read; no number in the file is trusted beyond that, so that a crafted file ends in an error. What is
 //! handed out are slices of the mapping: nothing is copied.
 //!
 //! A mapped file must not be cut short while it is used: the process would get SIGBUS, as it would where the disk
@@ -9,16 +9,20 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::{Advice, Mmap};
 
 use super::SstError;
 use super::format::{
     Block, FOOTER, Footer, HEADER, INNER_ENTRY, LEAF_ENTRIES, LEAF_ENTRY, PAGE, PageKind,
-    PartitionExtent, SstInfo, TABLE_ENTRY, child_of, entries, place_at,
+    PartitionExtent, SstInfo, TABLE_ENTRY, check, child_of, entries, place_at,
 };
 use crate::storage::PartitionKey;
 use crate::storage::wal::LogId;
+
+/// Leaf pages that a walk asks the kernel for at a time: some 6 MB of blocks.
+const LEAVES_AHEAD: u64 = 32;
 
 enum Bytes {
     Mapped(Mmap),
@@ -31,6 +35,8 @@ pub struct SstReader {
     bytes: Bytes,
     info: SstInfo,
     footer: Footer,
+    /// A bit for each page: its checksum was compared.
+    checked: Box<[AtomicU64]>,
 }
 
 impl SstReader {
@@ -74,8 +80,10 @@ impl SstReader {
         }
         let footer =
             Footer::decode(all).map_err(|what| damaged(all.len().saturating_sub(FOOTER), what))?;
+        let pages = u64::from(footer.index_pages) + u64::from(footer.table_pages);
         Ok(SstReader {
             path: path.to_owned(),
+            checked: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             bytes,
             info,
             footer,
@@ -119,8 +127,14 @@ impl SstReader {
             return Err(self.damaged(position, "the index names a page that is not there"));
         }
         let at = position as usize;
-        entries(&self.bytes()[at..at + PAGE], kind, size)
-            .map_err(|what| self.damaged(position, what))
+        let page = &self.bytes()[at..at + PAGE];
+        // Where two threads come first, both check.
+        let (checked, bit) = (&self.checked[number as usize / 64], 1 << (number % 64));
+        if checked.load(Ordering::Relaxed) & bit == 0 {
+            check(page).map_err(|what| self.damaged(position, what))?;
+            checked.fetch_or(bit, Ordering::Relaxed);
+        }
+        entries(page, kind, size).map_err(|what| self.damaged(position, what))
     }
 
     /// All partitions, in order. Cost: reads the partition table.
@@ -142,13 +156,18 @@ impl SstReader {
 
     /// Block `number` of the index.
     pub fn block_at(&self, number: u64) -> Result<Block, SstError> {
-        let page = self.page(
-            (number / LEAF_ENTRIES as u64) as u32,
-            PageKind::Leaf,
-            LEAF_ENTRY,
-        )?;
+        self.entry(self.leaf(number / LEAF_ENTRIES as u64)?, number)
+    }
+
+    fn leaf(&self, page: u64) -> Result<&[u8], SstError> {
+        let page = u32::try_from(page).unwrap_or(u32::MAX);
+        self.page(page, PageKind::Leaf, LEAF_ENTRY)
+    }
+
+    /// Block `number` in its leaf page.
+    fn entry(&self, leaf: &[u8], number: u64) -> Result<Block, SstError> {
         let at = (number % LEAF_ENTRIES as u64) as usize * LEAF_ENTRY;
-        match page.get(at..at + LEAF_ENTRY) {
+        match leaf.get(at..at + LEAF_ENTRY) {
             Some(entry) => Ok(Block::get(entry)),
             None => Err(self.damaged(
                 self.footer.data_end,
@@ -271,6 +290,8 @@ impl SstReader {
             reader: self,
             key,
             next: self.locate_number(key, from)?.unwrap_or(u64::MAX),
+            leaf: None,
+            asked: 0,
         })
     }
 
@@ -293,16 +314,23 @@ impl SstReader {
         Ok(bytes)
     }
 
-    /// Asks the kernel to read a block, and `ahead` bytes behind it, before they are needed.
-    pub fn will_need(&self, block: &Block, ahead: u64) {
-        if let Bytes::Mapped(map) = &self.bytes {
-            let end = block.position.saturating_add(u64::from(block.len) + ahead);
-            let end = end.min(self.footer.data_end);
-            if block.position < end {
-                let at = block.position as usize;
-                // Only a hint.
-                let _ = map.advise_range(Advice::WillNeed, at, end as usize - at);
-            }
+    /// Asks the kernel to read a block, and up to `ahead` bytes from its beginning, but not what lies before byte
+    /// `asked` of the file, which it was asked for already. Returns the byte where that ends.
+    pub fn will_need(&self, block: &Block, asked: u64, ahead: u64) -> u64 {
+        let end = block.position.saturating_add(ahead.max(block.len.into()));
+        let end = end.min(self.footer.data_end);
+        let start = block.position.max(asked);
+        self.ask(start, end.saturating_sub(start));
+        end.max(asked)
+    }
+
+    /// Asks the kernel for `len` bytes from byte `position` on; 0: for nothing.
+    fn ask(&self, position: u64, len: u64) {
+        if let Bytes::Mapped(map) = &self.bytes
+            && len > 0
+        {
+            // Only a hint.
+            let _ = map.advise_range(Advice::WillNeed, position as usize, len as usize);
         }
     }
 }
@@ -326,6 +354,33 @@ pub struct Blocks<'a> {
     reader: &'a SstReader,
     key: PartitionKey,
     next: u64,
+    /// The leaf page that was checked last: one check serves all of its entries.
+    leaf: Option<(u64, &'a [u8])>,
+    /// The kernel was asked for the leaf pages before this one.
+    asked: u64,
+}
+
+impl<'a> Blocks<'a> {
+    fn block(&mut self, number: u64) -> Result<Block, SstError> {
+        let page = number / LEAF_ENTRIES as u64;
+        let leaf = match self.leaf {
+            Some((at, leaf)) if at == page => leaf,
+            // A walk that goes on beyond its first leaf asks for the following ones before they are needed.
+            Some(_) if page + LEAVES_AHEAD / 2 > self.asked => {
+                let end = (page + LEAVES_AHEAD).min(self.reader.footer.leaves().into());
+                let start = self.asked.max(page);
+                self.reader.ask(
+                    self.reader.footer.data_end + start * PAGE as u64,
+                    end.saturating_sub(start) * PAGE as u64,
+                );
+                self.asked = page + LEAVES_AHEAD;
+                self.reader.leaf(page)?
+            }
+            _ => self.reader.leaf(page)?,
+        };
+        self.leaf = Some((page, leaf));
+        self.reader.entry(leaf, number)
+    }
 }
 
 impl Iterator for Blocks<'_> {
@@ -335,7 +390,7 @@ impl Iterator for Blocks<'_> {
         if self.next >= self.reader.footer.blocks {
             return None;
         }
-        match self.reader.block_at(self.next) {
+        match self.block(self.next) {
             Ok(block) if block.key == self.key => {
                 self.next += 1;
                 Some(Ok(block))

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# What the bars of the store share, behind lib.sh: the bench, a folder on the disk, a dropped page cache, fio's figures.
+
+command -v fio >/dev/null || die "needs fio (apt-get install fio)"
+command -v jq >/dev/null || die "needs jq (apt-get install jq)"
+
+DIR=${DIR:-target}
+mkdir -p "$DIR"
+disk=$(mktemp -d "$DIR/lsm-bar.XXXXXX")
+UNDO+=("rm -rf '$disk'")
+
+if [[ -z ${LSM_BENCH:-} ]]; then
+    LSM_BENCH=$(cargo build --release --bench lsm --no-default-features --message-format=json |
+        jq -r 'select(.executable != null and .target.name == "lsm") | .executable' | tail -n 1)
+fi
+[[ -x $LSM_BENCH ]] || die "cargo built no bench 'lsm'"
+
+# Takes the files of a folder out of the page cache; other programs' pages stay.
+forget() {
+    sync -f "$1"
+    find "$1" -type f -exec dd if={} iflag=nocache count=0 status=none \;
+}
+
+# figure JSON-KEY COMMAND...: a number of what the bench prints.
+figure() {
+    local key=$1
+    shift
+    "$LSM_BENCH" "$@" | tee /dev/stderr | jq ".$key"
+}
+
+# fio_read BLOCKSIZE RW DEPTH FILE SECONDS KEY: the disk's own figure, with O_DIRECT.
+fio_read() {
+    fio --name=read --filename="$4" --readonly --rw="$2" --bs="$1" --direct=1 --ioengine=io_uring --iodepth="$3" \
+        --time_based --runtime="$5" --output-format=json | jq ".jobs[0].read.$6"
+}
