@@ -32,7 +32,7 @@ pub const MAPPED_FILES: usize = 4096;
 
 /// A walk asks the kernel for so many bytes at a time, the next ones when half of them are left: enough for several
 /// requests in the disk's queue.
-const AHEAD: u64 = 4 << 20;
+const AHEAD: u64 = 16 << 20;
 
 type Map<V> = HashMap<PartitionKey, V, foldhash::fast::RandomState>;
 

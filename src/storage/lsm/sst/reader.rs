@@ -21,6 +21,9 @@ use super::format::{
 use crate::storage::PartitionKey;
 use crate::storage::wal::LogId;
 
+/// Bytes that the kernel is asked for in a call: of more than a request of the disk holds (`max_sectors_kb`) it
+/// would silently read the beginning only, and the rest a page at a time as it is touched.
+const ASK: u64 = 512 << 10;
 /// Leaf pages that a walk asks the kernel for at a time: some 6 MB of blocks.
 const LEAVES_AHEAD: u64 = 32;
 
@@ -326,11 +329,15 @@ impl SstReader {
 
     /// Asks the kernel for `len` bytes from byte `position` on; 0: for nothing.
     fn ask(&self, position: u64, len: u64) {
-        if let Bytes::Mapped(map) = &self.bytes
-            && len > 0
-        {
-            // Only a hint.
-            let _ = map.advise_range(Advice::WillNeed, position as usize, len as usize);
+        if let Bytes::Mapped(map) = &self.bytes {
+            let end = position + len;
+            let mut at = position;
+            while at < end {
+                let piece = (end - at).min(ASK);
+                // Only a hint.
+                let _ = map.advise_range(Advice::WillNeed, at as usize, piece as usize);
+                at += piece;
+            }
         }
     }
 }
