@@ -38,6 +38,9 @@ for target in "$@"; do
     mkdir -p "fuzz/corpus/$target"
     # The smallest SST has two pages of 4096 bytes beside its messages.
     [[ $target == sst ]] && longest=32768 || longest=8192
-    nice -n 19 cargo +nightly fuzz run "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- \
+    inputs=("fuzz/corpus/$target")
+    # Not every target needs help to begin with.
+    [[ ! -d fuzz/seeds/$target ]] || inputs+=("fuzz/seeds/$target")
+    nice -n 19 cargo +nightly fuzz run "$target" "${inputs[@]}" -- \
         -max_total_time="$seconds" -max_len="$longest" -timeout=10 -print_final_stats=1 || exit 1
 done
