@@ -74,7 +74,10 @@ TOML
     fi
     read -r p50 p99 < <("${produce[@]}" --count "$COUNT" | jq -r '.summary.latency_us | "\(.p50) \(.p99)"')
     files=$(find "$disk/data" -name 'sst-*.sst' | wc -l)
-    [[ -z $reader ]] || { kill "$reader" && wait "$reader" || :; } 2>/dev/null
+    if [[ -n $reader ]]; then
+        kill "$reader" 2>/dev/null || true
+        wait "$reader" 2>/dev/null || true
+    fi
     kill -TERM "$server"
     wait "$server" || die "the server failed: $(tail -n 5 "$SCRATCH/server.log")"
     rm -f "$SCRATCH/control.sock"
