@@ -27,6 +27,7 @@ pub const KEYS_AT_ONCE: usize = 1 << 20;
 /// What [`Plan::make`] found of a batch.
 #[derive(Debug, Clone, Copy)]
 struct Batch {
+    /// Those that can be judged: 0 of a batch that cannot be read, whose header may count what it likes.
     records: u32,
     /// It stays as it is.
     opaque: bool,
@@ -106,7 +107,7 @@ impl Plan {
                         newest.retain(|&hash, _| hash <= to);
                     }
                 }
-                number += u64::from(header.records_count as u32);
+                number += u64::from(plan.batches[index].records);
                 index += 1;
             })?;
             if to == u128::MAX {
@@ -121,7 +122,8 @@ impl Plan {
         if time > old_ms || self.young.is_some() {
             self.young = self.young.max(Some(time));
         }
-        let records = header.records_count as u32;
+        // As many as were read: what is plain has been compared with its count.
+        let records = plain.map_or(0, |_| header.records_count as u32);
         let tombstones = plain.is_some_and(|batch| {
             let records = Records::new(batch).into_iter().flatten();
             records.flatten().any(|record| is_tombstone(&record))
@@ -269,5 +271,52 @@ impl Cursor<'_> {
             self.plan.is_newest(number) && (end || !(tombstones_go && is_tombstone(record)));
         self.dropped += u64::from(!stays);
         stays
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::record_batch::{BatchWriter, parse_header, write_header};
+
+    /// A producer's compressed batch counts what it likes; the plan takes memory for what it reads.
+    #[test]
+    fn what_a_batch_claims_costs_no_memory() {
+        let mut bytes = vec![0; 256];
+        let mut writer = BatchWriter::new(&mut bytes, 0);
+        writer.push(0, Some(b"key"), Some(b"value")).unwrap();
+        let len = writer.finish(0);
+        let good = bytes[..len].to_vec();
+        let mut lying = good.clone();
+        let header = BatchHeader {
+            attributes: 1, // gzip, which is not read here
+            base_offset: 1,
+            records_count: i32::MAX,
+            last_offset_delta: i32::MAX - 1,
+            ..parse_header(&good).unwrap()
+        };
+        write_header(&mut lying, &header);
+        let plan = Plan::make(i64::MAX, KEYS_AT_ONCE, |take| {
+            for batch in [&good, &lying] {
+                take(batch, &parse_header(batch).unwrap(), 0);
+            }
+            Ok::<(), ()>(())
+        })
+        .unwrap();
+        assert_eq!((plan.batches.len(), plan.records), (2, 1));
+        assert_eq!(plan.newest.len(), 1);
+        let mut cursor = plan.cursor(Around {
+            compaction: Compaction {
+                delete_retention_ms: 0,
+                min_lag_ms: 0,
+                dirty_ratio: 0.5,
+            },
+            now_ms: 0,
+            oldest: true,
+            last: true,
+        });
+        for batch in [&good, &lying] {
+            assert_eq!(cursor.next(&parse_header(batch).unwrap()), Action::Keep);
+        }
     }
 }
