@@ -8,7 +8,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::thread;
@@ -263,11 +263,7 @@ fn no_acknowledged_offset_is_lost_by_kills() {
     println!("TAFFRAIL_KILLS={kills} TAFFRAIL_SEED={seed}");
     let mut random = SmallRng::seed_from_u64(seed);
     let folder = tempfile::tempdir().unwrap();
-    // Free a moment ago; the server asks for it again at once, and after each restart.
-    let address = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let address = support::free_address();
     let mut server = Server::start(
         folder.path(),
         None,

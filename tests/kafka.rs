@@ -5,11 +5,15 @@
 
 mod support;
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
+use kafka_protocol::messages::{ProduceRequest, TopicName};
+use kafka_protocol::protocol::StrBytes;
+use support::kafka::Connection;
 use support::{Server, wait_until};
+use taffrail::wire::record_batch::BatchWriter;
 
 /// A server with Kafka's protocol on a port of its own.
 struct Kafka {
@@ -26,13 +30,7 @@ impl Kafka {
     /// With settings of the storage, too.
     fn start_with(storage: &str, tables: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        // Free a moment ago; the server asks for it again at once, and after each restart.
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let address = format!("127.0.0.1:{port}");
+        let address = support::free_address().to_string();
         let server = Server::start(
             folder.path(),
             None,
@@ -187,6 +185,52 @@ fn kcat_produces_lists_and_consumes() {
     assert!(offset.contains("offset 1000"), "{offset}");
     let tail = kafka.kcat(&["-C", "-t", "kcat-none", "-e", "-q", "-o", "-2"], "");
     assert_eq!(tail, "value 998\nvalue 999\n");
+}
+
+/// Refused batches are counted, and what came beside them without an acknowledgement is stored.
+#[test]
+fn what_is_refused_is_counted() {
+    let kafka = Kafka::start("");
+    kafka.kcat(&["-P", "-t", "orders"], "first\n");
+    // More than a commit of the tests' servers takes.
+    let large = "x".repeat(300_000);
+    let batch = |value: &[u8]| {
+        let mut bytes = vec![0; value.len() + 200];
+        let mut writer = BatchWriter::new(&mut bytes, 0);
+        writer.push(0, None, Some(value)).unwrap();
+        let len = writer.finish(0);
+        bytes::Bytes::copy_from_slice(&bytes[..len])
+    };
+    let request = |acks, topics: &[(&'static str, &[u8])]| {
+        let topic = |&(name, value): &(&'static str, &[u8])| {
+            TopicProduceData::default()
+                .with_name(TopicName(StrBytes::from_static_str(name)))
+                .with_partition_data(vec![
+                    PartitionProduceData::default().with_records(Some(batch(value))),
+                ])
+        };
+        ProduceRequest::default()
+            .with_acks(acks)
+            .with_timeout_ms(30_000)
+            .with_topic_data(topics.iter().map(topic).collect())
+    };
+    let connect = || Connection::open(kafka.address.parse().unwrap()).unwrap();
+    let answer = connect()
+        .call(7, &request(-1, &[("orders", large.as_bytes())]))
+        .unwrap();
+    let part = &answer.responses[0].partition_responses[0];
+    assert_eq!(part.error_code, 10, "MESSAGE_TOO_LARGE");
+    // Nobody is told but by the end of the connection.
+    let mixed = request(0, &[("orders", b"beside"), ("nowhere", b"lost")]);
+    assert!(connect().call(7, &mixed).is_err());
+    wait_until("what came beside is stored", || {
+        let read = kafka.kcat(&["-C", "-t", "orders", "-e", "-q", "-o", "-1"], "");
+        read == "beside\n"
+    });
+    let stats = kafka.server.stats();
+    assert_eq!(stats.imbalances(), Vec::<String>::new());
+    let counted = stats.kafka.unwrap();
+    assert_eq!((counted.batches_in, counted.batches_refused), (2, 2));
 }
 
 #[test]

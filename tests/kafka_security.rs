@@ -6,7 +6,7 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -25,11 +25,6 @@ struct Secure {
     sasl: String,
     tls: String,
     folder: tempfile::TempDir,
-}
-
-fn free() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
 }
 
 /// A [[kafka.user]], as the command prints it.
@@ -96,6 +91,7 @@ impl Secure {
     fn start(users: &[&str], tables: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         certificates(folder.path());
+        let free = || support::free_address().to_string();
         let (sasl_tls, sasl, tls) = (free(), free(), free());
         let file = |name: &str| folder.path().join(name).display().to_string();
         let (cert, key, ca) = (file("server.pem"), file("server.key"), file("ca.pem"));

@@ -4,7 +4,6 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -32,13 +31,7 @@ impl Kafka {
     /// Not yet started.
     fn prepare() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        // Free a moment ago; the server asks for it again at once, and after each restart.
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let address = format!("127.0.0.1:{port}");
+        let address = support::free_address().to_string();
         let tables = format!(
             "[kafka]\nlisten = [\"{address}\"]\n[[topic]]\nname = \"orders\"\npartitions = {PARTITIONS}\n"
         );

@@ -24,6 +24,8 @@ pub struct Counters {
     pub late: AtomicU64,
     /// Batches handed to shards.
     pub batches_in: AtomicU64,
+    /// Batches that no shard was given: of unknown topics, not allowed, too large, or wrong in themselves.
+    pub batches_refused: AtomicU64,
     /// Bytes of produce requests' records.
     pub bytes_in: AtomicU64,
     /// Bytes of records given to fetches.
@@ -55,9 +57,10 @@ impl Counters {
         }
     }
 
-    /// Counts a produce request.
-    pub fn produced(&self, batches: usize, bytes: usize) {
+    /// Counts a produce request: batches handed to shards and refused ones, and the bytes of all.
+    pub fn produced(&self, batches: usize, refused: usize, bytes: usize) {
         self.batches_in.fetch_add(batches as u64, Relaxed);
+        self.batches_refused.fetch_add(refused as u64, Relaxed);
         self.bytes_in.fetch_add(bytes as u64, Relaxed);
     }
 

@@ -794,7 +794,8 @@ impl Worker {
             };
             results.push(result);
         }
-        self.broker.counters.produced(batches.len(), bytes);
+        let refused = results.iter().filter(|result| result.is_some()).count();
+        self.broker.counters.produced(batches.len(), refused, bytes);
 
         let shape = Shape {
             version: header.version,
@@ -808,11 +809,12 @@ impl Worker {
         };
         let id: Option<RequestId>;
         let done = if request.acks == 0 {
-            if results.iter().any(Option::is_some) {
-                return Err(Close::UnacknowledgedFailed);
-            }
             id = None;
-            Done::Silent
+            match refused {
+                0 => Ok(Done::Silent),
+                // The end of the connection is all that the client hears; what was not refused is stored.
+                _ => Err(Close::UnacknowledgedFailed),
+            }
         } else if batches.is_empty() {
             let results: Vec<PartResult> = results.into_iter().flatten().collect();
             return Ok(produce::answer(&shape, &results).into());
@@ -825,7 +827,7 @@ impl Worker {
                 shape,
             };
             id = Some(self.produces.begin(producing, results, deadline_ns));
-            Done::Later
+            Ok(Done::Later)
         };
         for (number, place, buffer, append_time) in batches {
             let tag = match id {
@@ -834,7 +836,7 @@ impl Worker {
             };
             self.send(tag, place, buffer, append_time, request.acks as i8, now);
         }
-        Ok(done)
+        done
     }
 
     /// Hands a batch to its shard, which has room for it.

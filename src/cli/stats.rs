@@ -221,6 +221,41 @@ fn tables(stats: &Stats, before: Option<&Stats>) -> String {
     }
     text += &rendered(&table);
 
+    if let Some(kafka) = &stats.kafka {
+        let then = before.and_then(|b| b.kafka.as_ref());
+        let bytes = |n| bytesize::ByteSize(n).display().iec().to_string();
+        text += "\nKafka clients, since the start\n";
+        let mut table = self::table(&[
+            "connections",
+            "accepted",
+            "refused",
+            "closed",
+            "requests",
+            "/s",
+            "batches",
+            "refused",
+            "produced",
+            "fetched",
+            "groups",
+            "members",
+        ]);
+        table.add_row([
+            kafka.connections.to_string(),
+            kafka.accepted.to_string(),
+            kafka.refused.to_string(),
+            reasons(&kafka.closed),
+            total(&kafka.requests).to_string(),
+            rate(total(&kafka.requests), then.map(|t| total(&t.requests))),
+            kafka.batches_in.to_string(),
+            kafka.batches_refused.to_string(),
+            bytes(kafka.bytes_in),
+            bytes(kafka.bytes_out),
+            kafka.groups.to_string(),
+            kafka.members.to_string(),
+        ]);
+        text += &rendered(&table);
+    }
+
     text += "\nPoll loops\n";
     let mut table = self::table(&[
         "lcore",

@@ -453,6 +453,8 @@ pub struct KafkaStats {
     pub requests: Reasons,
     /// Record batches handed to shards.
     pub batches_in: u64,
+    /// Record batches that were refused before: of unknown topics, not allowed, too large, or wrong in themselves.
+    pub batches_refused: u64,
     /// Bytes of records produced.
     pub bytes_in: u64,
     /// Bytes of records fetched.

@@ -68,6 +68,8 @@ const SWEEP: Duration = Duration::from_secs(1);
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// A connection without traffic is probed after so long.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Bytes of a record batch that clients make by default, at most (librdkafka's `message.max.bytes`).
+const CLIENT_BATCH: usize = 1_000_000;
 /// A connection has so long for TLS and to prove who it is.
 const PROOF_PATIENCE: Duration = Duration::from_secs(30);
 /// Pieces handed to the kernel in one call.
@@ -205,6 +207,12 @@ pub(super) fn broker(
     store_id: u128,
     wiring: &Wiring,
 ) -> Result<Arc<Broker>, Error> {
+    if wiring.max_batch < CLIENT_BATCH {
+        tracing::warn!(
+            "Kafka clients: record batches of more than {} bytes are refused, and clients send up to {CLIENT_BATCH} unless told otherwise: raise [storage] commit_size",
+            wiring.max_batch
+        );
+    }
     let topics = Arc::new(LiveTopics::new(Arc::clone(topics), wiring.max_batch));
     if topics.snapshot().find(OFFSETS_TOPIC).is_none() {
         let set = [("cleanup.policy".to_owned(), "compact".to_owned())];

@@ -1,6 +1,7 @@
 //! Snapshots of everything that is counted, and the answers of the control socket.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -137,20 +138,18 @@ fn kafka(broker: &Broker) -> KafkaStats {
             .map(|(name, count)| (name.to_owned(), count))
             .collect()
     };
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let groups = broker.hub.stats();
     KafkaStats {
-        connections: counters.open.load(std::sync::atomic::Ordering::Relaxed),
-        accepted: counters.accepted.load(std::sync::atomic::Ordering::Relaxed),
-        refused: counters.refused.load(std::sync::atomic::Ordering::Relaxed),
+        connections: count(&counters.open),
+        accepted: count(&counters.accepted),
+        refused: count(&counters.refused),
         closed: named(&mut counters.closes()),
         requests: named(&mut counters.requests()),
-        batches_in: counters
-            .batches_in
-            .load(std::sync::atomic::Ordering::Relaxed),
-        bytes_in: counters.bytes_in.load(std::sync::atomic::Ordering::Relaxed),
-        bytes_out: counters
-            .bytes_out
-            .load(std::sync::atomic::Ordering::Relaxed),
+        batches_in: count(&counters.batches_in),
+        batches_refused: count(&counters.batches_refused),
+        bytes_in: count(&counters.bytes_in),
+        bytes_out: count(&counters.bytes_out),
         groups: groups.groups as u64,
         members: groups.members as u64,
     }
