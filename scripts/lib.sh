@@ -2,7 +2,7 @@
 # What the scripts share. Source it; it changes nothing by itself.
 
 # Oldest Rust that builds Taffrail (rust-version in Cargo.toml).
-RUST_VERSION=1.88
+RUST_VERSION=1.89
 
 die() { echo "$(basename "$0"): $*" >&2; exit 1; }
 say() { printf '\n== %s\n' "$*"; }

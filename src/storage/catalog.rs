@@ -6,9 +6,8 @@
 //! lock on the file `lock`.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use rand::RngExt;
@@ -152,15 +151,11 @@ pub(crate) fn lock_file(path: &Path) -> io::Result<Option<File>> {
         .create(true)
         .truncate(false)
         .open(path)?;
-    // SAFETY: the descriptor is open; flock touches no memory.
-    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
-        return Ok(Some(file));
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
     }
-    let error = io::Error::last_os_error();
-    if error.kind() == io::ErrorKind::WouldBlock {
-        return Ok(None);
-    }
-    Err(error)
 }
 
 /// Replaces `path` as a whole: after a power cut it holds the old bytes or the new ones.

@@ -6,7 +6,7 @@
 //! frames behind the last durable one are in the file, complete up to their published length.
 //! The file holds nothing of value once all its frames are durable; it is made anew at each start.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -214,7 +214,7 @@ impl Staging {
             .open(path)?;
         let made = (|| {
             // Tells a copy of this store that the file is in use; goes with the process.
-            try_lock(&file)?;
+            file.try_lock()?;
             let size = Self::size(slots, slot_bytes);
             let hugepages = fs_type(path)?.0 == HUGETLBFS_MAGIC;
             file.set_len(size as u64)?;
@@ -365,8 +365,8 @@ impl Staging {
 
     /// Lets others open the file: its writer is gone.
     pub(crate) fn unlock(&self) {
-        // SAFETY: the descriptor is open; flock touches no memory. It fails only for a bad descriptor.
-        unsafe { libc::flock(self.file.as_raw_fd(), libc::LOCK_UN) };
+        // Of a file that is open it does not fail.
+        let _ = self.file.unlock();
     }
 
     /// Removes the file; the mapping lives on until drop.
@@ -423,15 +423,6 @@ pub(crate) fn unix_ms() -> i64 {
         .map_or(0, |d| d.as_millis() as i64)
 }
 
-/// Locks a file for as long as it is open; `WouldBlock`: another process has.
-fn try_lock(file: &File) -> io::Result<()> {
-    // SAFETY: the descriptor is open; flock touches no memory.
-    match unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
 /// What a staging file of an earlier process holds.
 pub(crate) struct Leftover {
     pub(crate) path: PathBuf,
@@ -458,13 +449,14 @@ pub(crate) fn read(path: &Path, id: LogId, after: u64) -> Result<Found, WalError
         Err(e) => return Err(WalError::io("cannot open the staging file", path)(e)),
     };
     let io = |e| WalError::io("cannot read the staging file", path)(e);
-    match try_lock(&file) {
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
             return Err(WalError::StagingInUse {
                 path: path.to_owned(),
             });
         }
-        locked => locked.map_err(io)?,
+        Err(TryLockError::Error(error)) => return Err(io(error)),
     }
     let size = file.metadata().map_err(io)?.len();
     let mut header = [0u8; STAGING_HEADER];
