@@ -52,14 +52,7 @@ trap 'exit 130' INT TERM
 say "machine: hugepages, and two hosts joined by veth"
 reserve_hugepages 256
 grep -E '^HugePages_(Total|Free)' /proc/meminfo
-ip netns add "$producer"
-ip netns add "$box"
-ip -n "$producer" link add eth0 type veth peer name eth0 netns "$box"
-ip netns exec "$box" sysctl -qw net.ipv6.conf.eth0.disable_ipv6=1
-ip -n "$producer" addr add 10.77.0.1/24 dev eth0
-ip -n "$producer" link set lo up
-ip -n "$producer" link set eth0 up
-ip -n "$box" link set eth0 up
+join_by_veth "$producer" "$box"
 
 cat >"$work/taffrail.toml" <<TOML
 [storage]

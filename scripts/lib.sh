@@ -60,3 +60,16 @@ restore_hugepages() {
     [[ -z $HUGEPAGES_BEFORE ]] || echo "$HUGEPAGES_BEFORE" >/proc/sys/vm/nr_hugepages
     HUGEPAGES_BEFORE=
 }
+
+# join_by_veth PRODUCER BOX: makes two network namespaces with an eth0 each, joined: a host with the address 10.77.0.1, and one
+# whose kernel does nothing on it, for the server.
+join_by_veth() {
+    ip netns add "$1"
+    ip netns add "$2"
+    ip -n "$1" link add eth0 type veth peer name eth0 netns "$2"
+    ip netns exec "$2" sysctl -qw net.ipv6.conf.eth0.disable_ipv6=1
+    ip -n "$1" addr add 10.77.0.1/24 dev eth0
+    ip -n "$1" link set lo up
+    ip -n "$1" link set eth0 up
+    ip -n "$2" link set eth0 up
+}

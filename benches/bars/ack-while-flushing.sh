@@ -26,13 +26,7 @@ disk=$(mktemp -d "$DIR/flushing-bar.XXXXXX")
 UNDO+=("rm -rf '$disk'")
 producer=tfwf-p-$$ box=tfwf-b-$$
 UNDO+=("ip netns delete $producer" "ip netns delete $box" "rm -rf /var/run/dpdk/tfwf-$$")
-ip netns add "$producer"
-ip netns add "$box"
-ip -n "$producer" link add eth0 type veth peer name eth0 netns "$box"
-ip netns exec "$box" sysctl -qw net.ipv6.conf.eth0.disable_ipv6=1
-ip -n "$producer" addr add 10.77.0.1/24 dev eth0
-ip -n "$producer" link set eth0 up
-ip -n "$box" link set eth0 up
+join_by_veth "$producer" "$box"
 
 # run SEGMENT_SIZE READ: sets p50 and p99 in µs, and files: the SSTs at the end.
 run() {
