@@ -10,7 +10,7 @@ disk=$(mktemp -d "$DIR/lsm-bar.XXXXXX")
 UNDO+=("rm -rf '$disk'")
 
 if [[ -z ${LSM_BENCH:-} ]]; then
-    LSM_BENCH=$(cargo build --release --bench lsm --no-default-features --message-format=json |
+    LSM_BENCH=$(cargo build --release --bench lsm --message-format=json |
         jq -r 'select(.executable != null and .target.name == "lsm") | .executable' | tail -n 1)
 fi
 [[ -x $LSM_BENCH ]] || die "cargo built no bench 'lsm'"
