@@ -1,4 +1,4 @@
-//! What the store behind the log can do, by itself: `cargo bench --no-default-features --bench lsm -- COMMAND`.
+//! What the store behind the log can do, by itself: `cargo bench --bench lsm -- COMMAND`.
 //!
 //! `build` makes a store of telemetry (`telemetry.rs`) through the library. `scan` reads it in order and whole, `point`
 //! reads single messages at random by offset, `open` opens it. `compress` merges and compresses the same messages without
@@ -66,8 +66,8 @@ enum Command {
     /// Reads all of it in order.
     Scan {
         dir: PathBuf,
-        /// Bytes of a read.
-        #[arg(long, default_value_t = 64 << 20)]
+        /// Bytes of a read, which hands out pieces as they come.
+        #[arg(long, default_value_t = 1 << 30)]
         read: usize,
         /// So often; the last pass is the one that is measured.
         #[arg(long, default_value_t = 1)]

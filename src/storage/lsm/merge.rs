@@ -30,8 +30,6 @@ use super::store::{Extent, Store, StoreFile, View, sst_path};
 use crate::storage::PartitionKey;
 use crate::wire::record_batch::{self, BatchHeader};
 
-/// Bytes that the kernel is asked to read ahead of a merge: enough for a disk to be busy.
-const READ_AHEAD: u64 = 4 << 20;
 /// While the log waits to be flushed a merge stops for [`CRAWL`] after so many bytes.
 const CRAWL_BYTES: u64 = 1 << 20;
 /// See [`CRAWL_BYTES`]: some 20 MB/s are left to it, so that it comes to an end.
@@ -317,13 +315,14 @@ impl Source<'_> {
                 error => Stopped::Damaged(Arc::clone(&extent.file), error),
             };
             let reader = self.store.reader(&extent.file).map_err(damaged)?;
-            let mut asked = 0;
+            let mut scan = None;
             for block in reader.blocks(part.key, part.start).map_err(damaged)? {
                 let block = block.map_err(damaged)?;
-                if block.position + READ_AHEAD / 2 > asked {
-                    asked = reader.will_need(&block, asked, READ_AHEAD);
-                }
-                let bytes = reader.block(&block).map_err(damaged)?;
+                let scan = scan.get_or_insert_with(|| {
+                    let end = block.position.saturating_add(extent.bytes);
+                    reader.scan(block.position, end)
+                });
+                let bytes = scan.block(&block).map_err(damaged)?;
                 time = time.max(block.max_time);
                 let mut rest = bytes;
                 while !rest.is_empty() {

@@ -19,7 +19,7 @@ use super::codec;
 use super::error::StoreError;
 use super::manifest::{self, Edit, FileMeta, Manifest, State};
 use super::point::{CACHE_BYTES, Touched};
-use super::sst::{PartitionExtent, SstError, SstReader};
+use super::sst::{PartitionExtent, Scan, SstError, SstReader};
 use super::steps::step;
 use crate::storage::PartitionKey;
 use crate::storage::reader::Outcome;
@@ -29,10 +29,6 @@ use crate::wire::record_batch::{self, Records};
 
 /// Mapped files at a time; each costs the kernel a few hundred bytes and page tables for what is touched.
 pub const MAPPED_FILES: usize = 4096;
-
-/// A walk asks the kernel for so many bytes at a time, the next ones when half of them are left: enough for several
-/// requests in the disk's queue.
-const AHEAD: u64 = 16 << 20;
 
 type Map<V> = HashMap<PartitionKey, V, foldhash::fast::RandomState>;
 
@@ -494,7 +490,7 @@ impl Store {
     }
 
     /// As [`Store::read`], without copying: hands out pieces of the mapped files, each one or more whole batches.
-    /// Where more than a little is asked for, the kernel reads ahead of the walk.
+    /// Where more than a little is asked for, the disk is read ahead of the walk ([`Scan`]).
     pub fn read_with(
         &self,
         key: PartitionKey,
@@ -508,17 +504,19 @@ impl Store {
         for extent in &extents[first..] {
             let result = (|| {
                 let reader = self.reader(&extent.file)?;
-                let mut asked = 0;
+                let mut scan: Option<Scan<'_>> = None;
                 for block in reader.blocks(key, outcome.next_offset)? {
                     let block = block?;
                     if outcome.batches > 0 && outcome.bytes >= max_bytes {
                         return Ok(true);
                     }
-                    if block.position + AHEAD / 2 > asked {
-                        let wanted = (max_bytes - outcome.bytes.min(max_bytes)) as u64;
-                        asked = reader.will_need(&block, asked, wanted.min(AHEAD));
-                    }
-                    let bytes = reader.block(&block)?;
+                    let wanted = (max_bytes - outcome.bytes.min(max_bytes)) as u64;
+                    let scan = scan.get_or_insert_with(|| {
+                        // What is left of the partition in this file, as nearly as the table says.
+                        let end = block.position.saturating_add(wanted.min(extent.bytes));
+                        reader.scan(block.position, end)
+                    });
+                    let bytes = scan.block(&block)?;
                     let (skip, len, batches, next) = cut(
                         bytes,
                         outcome.next_offset,

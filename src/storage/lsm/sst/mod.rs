@@ -4,6 +4,7 @@
 
 pub mod format;
 pub mod reader;
+pub mod scan;
 #[cfg(test)]
 mod tests;
 pub mod verify;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 pub use format::{Block, PartitionExtent, SstInfo};
 pub use reader::{Blocks, SstReader};
+pub use scan::Scan;
 pub use verify::{SstFinding, SstReport};
 pub use writer::{SstMade, SstWriter};
 

@@ -18,6 +18,7 @@ use super::format::{
     Block, FOOTER, Footer, HEADER, INNER_ENTRY, LEAF_ENTRIES, LEAF_ENTRY, PAGE, PageKind,
     PartitionExtent, SstInfo, TABLE_ENTRY, check, child_of, entries, place_at,
 };
+use super::scan::Scan;
 use crate::storage::PartitionKey;
 use crate::storage::wal::LogId;
 
@@ -300,21 +301,49 @@ impl SstReader {
 
     /// The batches of a block, checked against its CRC. Cost: some 2 µs for 64 KiB in memory.
     pub fn block(&self, block: &Block) -> Result<&[u8], SstError> {
-        let wrong = |what| SstError::Block {
-            path: self.path.clone(),
-            block: *block,
-            what,
-        };
         let end = block.position.checked_add(u64::from(block.len));
         if block.position < HEADER as u64 || end.is_none_or(|end| end > self.footer.data_end) {
-            return Err(wrong("the index names bytes that are not there"));
+            return Err(SstError::Block {
+                path: self.path.clone(),
+                block: *block,
+                what: "the index names bytes that are not there",
+            });
         }
         let at = block.position as usize;
         let bytes = &self.bytes()[at..at + block.len as usize];
-        if crc32c::crc32c(bytes) != block.crc {
-            return Err(wrong("the block's CRC is wrong"));
-        }
+        check_block(bytes, block, &self.path)?;
         Ok(bytes)
+    }
+
+    /// A walk over the blocks in bytes `from` to `end` of the file, in order, at the rate of the disk.
+    pub fn scan(&self, from: u64, end: u64) -> Scan<'_> {
+        Scan::new(self, from, end)
+    }
+
+    /// The file is mapped and not in memory of the process.
+    pub(super) fn is_mapped(&self) -> bool {
+        matches!(self.bytes, Bytes::Mapped(_))
+    }
+
+    /// How many pages of the `len` bytes from `position` on, a page's beginning, are in the page cache.
+    pub(super) fn resident(&self, position: u64, len: usize) -> usize {
+        let Bytes::Mapped(map) = &self.bytes else {
+            return 0;
+        };
+        let at = (position as usize).min(map.len());
+        let len = len.min(map.len() - at);
+        let mut pages = [0u8; 256];
+        let len = len.min(pages.len() * PAGE);
+        // SAFETY: the range lies in the mapping, which `self` keeps, and there is a byte for each of its pages; the
+        // mapping begins at a page, and so does the range.
+        let done = unsafe {
+            let address = map.as_ptr().add(at).cast_mut().cast();
+            libc::mincore(address, len, pages.as_mut_ptr())
+        };
+        match done {
+            0 => pages.iter().filter(|&&page| page & 1 == 1).count(),
+            _ => 0,
+        }
     }
 
     /// Asks the kernel to read a block, and up to `ahead` bytes from its beginning, but not what lies before byte
@@ -328,9 +357,9 @@ impl SstReader {
     }
 
     /// Asks the kernel for `len` bytes from byte `position` on; 0: for nothing.
-    fn ask(&self, position: u64, len: u64) {
+    pub(super) fn ask(&self, position: u64, len: u64) {
         if let Bytes::Mapped(map) = &self.bytes {
-            let end = position + len;
+            let end = position.saturating_add(len).min(map.len() as u64);
             let mut at = position;
             while at < end {
                 let piece = (end - at).min(ASK);
@@ -340,6 +369,18 @@ impl SstReader {
             }
         }
     }
+}
+
+/// Compares a block's checksum.
+pub(super) fn check_block(bytes: &[u8], block: &Block, path: &Path) -> Result<(), SstError> {
+    if crc32c::crc32c(bytes) == block.crc {
+        return Ok(());
+    }
+    Err(SstError::Block {
+        path: path.to_owned(),
+        block: *block,
+        what: "the block's CRC is wrong",
+    })
 }
 
 /// How many entries of a page have `place` or an earlier one.

@@ -5,7 +5,7 @@ use crate::storage::lsm::codec;
 use crate::wire::record_batch;
 
 use super::format::{Block, HEADER, INNER_ENTRY, PageKind, PartitionExtent, child_of, place_at};
-use super::{SstError, SstReader};
+use super::{Scan, SstError, SstReader};
 
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +40,7 @@ impl SstReader {
         let mut sums: Vec<PartitionExtent> = Vec::new();
         let mut position = HEADER as u64;
         let mut scratch = Vec::new();
+        let mut scan = self.scan(position, self.footer().data_end);
         let mut number = 0;
         while number < self.footer().blocks {
             let block = match self.block_at(number) {
@@ -54,6 +55,7 @@ impl SstReader {
             };
             report.blocks += 1;
             self.check_block(
+                &mut scan,
                 &block,
                 number,
                 &mut position,
@@ -93,8 +95,10 @@ impl SstReader {
         report
     }
 
+    #[expect(clippy::too_many_arguments)]
     fn check_block(
         &self,
+        scan: &mut Scan<'_>,
         block: &Block,
         number: u64,
         position: &mut u64,
@@ -111,7 +115,7 @@ impl SstReader {
             );
         }
         *position = block.position.saturating_add(u64::from(block.len));
-        let bytes = match self.block(block) {
+        let bytes = match scan.block(block) {
             Ok(bytes) => bytes,
             Err(error) => return report.add(&error, messages),
         };
