@@ -14,13 +14,18 @@ use std::time::{Duration, Instant};
 
 use crossbeam_queue::ArrayQueue;
 
-use super::segment::{create_zeroed, reuse, segment_path};
+use super::segment::{ZERO_BLOCK, create_zeroed, reuse, segment_path};
 use super::shared::WalShared;
 
 /// How often a full disk is tried again.
 const RETRY: Duration = Duration::from_millis(200);
 /// The queue is looked at at least this often; the writer also wakes the thread.
 const PERIOD: Duration = Duration::from_millis(500);
+
+/// What a commit can wait for behind the zeros while there is time: 0.4 ms of a disk of 600 MB/s.
+const SMALL_BLOCK: usize = 256 << 10;
+/// A pause where there is much time: 12 MB/s are left to the zeros.
+const CRAWL: Duration = Duration::from_millis(20);
 
 /// A segment ready for the writer.
 pub(crate) struct Prepared {
@@ -86,6 +91,37 @@ impl Drop for Preparer {
     }
 }
 
+/// How fast zeros are written: the log, whose commits wait behind them in the disk's queue, leaves the more to them the
+/// nearer it comes to needing the segment.
+struct Pace {
+    written: Instant,
+    durable: u64,
+}
+
+impl Pace {
+    fn new(durable: u64) -> Pace {
+        Pace {
+            written: Instant::now(),
+            durable,
+        }
+    }
+
+    /// How long to wait, and how much to write then, where `left` bytes are missing of the segment of `size` bytes at
+    /// `base`, and the log is durable up to `durable`.
+    fn next(&mut self, durable: u64, base: u64, size: u64, left: u64) -> (Duration, usize) {
+        let idle = std::mem::replace(&mut self.durable, durable) == durable;
+        // The log needs the segment after so many bytes more than are missing of it.
+        let lead = base.saturating_sub(durable).saturating_sub(left);
+        if idle || lead < size / 8 {
+            (Duration::ZERO, ZERO_BLOCK)
+        } else if lead < size / 4 {
+            ((self.written.elapsed() * 3).min(CRAWL), SMALL_BLOCK)
+        } else {
+            (CRAWL, SMALL_BLOCK)
+        }
+    }
+}
+
 fn run(
     shared: &WalShared,
     queue: &ArrayQueue<Prepared>,
@@ -99,7 +135,7 @@ fn run(
             continue;
         }
         let path = segment_path(shared.dir(), base);
-        let mut written = Instant::now();
+        let mut pace = Pace::new(shared.durable_lsn());
         let old = match shared.take_recycled() {
             // What is wrong with it is no reason not to make a new one.
             Some(spare) => reuse(&spare, &path, size).unwrap_or_else(|error| {
@@ -111,13 +147,11 @@ fn run(
         let reused = old.is_some();
         let made = match old {
             Some(file) => Ok(file),
-            None => create_zeroed(&path, size, || {
-                // With one segment in hand there is time: leave half of the disk to the commits.
-                if !queue.is_empty() {
-                    thread::sleep(written.elapsed().min(Duration::from_millis(20)));
-                }
-                written = Instant::now();
-                !stop.load(Ordering::Relaxed)
+            None => create_zeroed(&path, size, |left| {
+                let (wait, block) = pace.next(shared.durable_lsn(), base, size, left);
+                thread::sleep(wait);
+                pace.written = Instant::now();
+                (!stop.load(Ordering::Relaxed)).then_some(block)
             }),
         };
         match made {
@@ -140,6 +174,33 @@ fn run(
                     thread::park_timeout(RETRY);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_leave_the_disk_to_commits_and_are_ready_in_time() {
+        const SIZE: u64 = 256 << 20;
+        // What the disk writes while a commit of the log is written: the log takes all that is left to it.
+        for log in [0, 4 << 10, 64 << 10, 768 << 10] {
+            let mut pace = Pace::new(1);
+            let (mut durable, base, mut left) = (1, SIZE, SIZE);
+            let mut crawled = false;
+            while left > 0 {
+                let (wait, block) = pace.next(durable, base, SIZE, left);
+                assert!(log > 0 || wait.is_zero(), "nobody is waiting");
+                crawled |= !wait.is_zero();
+                left -= (block as u64).min(left);
+                // A pause lets the log have the disk for itself.
+                let commits = 1 + wait.as_micros() as u64 / 1000;
+                durable += log * commits;
+                assert!(durable < base, "the log waits for its segment");
+            }
+            assert_eq!(crawled, log > 0);
         }
     }
 }

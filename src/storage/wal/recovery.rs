@@ -25,8 +25,8 @@ use super::frame::{
     u32_at,
 };
 use super::segment::{
-    SEGMENT_HEADER, SegmentError, SegmentHeader, create_zeroed, list_segments, open_direct,
-    segment_path, sync_dir,
+    SEGMENT_HEADER, SegmentError, SegmentHeader, ZERO_BLOCK, create_zeroed, list_segments,
+    open_direct, segment_path, sync_dir,
 };
 use super::staging::{self, Found, Leftover, boot_id, seal_frame};
 use super::writer::WalConfig;
@@ -734,7 +734,7 @@ fn plan(
 
 /// Makes a segment and writes its header, durably.
 fn begin_segment(path: &Path, header: SegmentHeader) -> Result<Tail, WalError> {
-    let file = create_zeroed(path, header.size, || true).map_err(|source| {
+    let file = create_zeroed(path, header.size, |_| Some(ZERO_BLOCK)).map_err(|source| {
         if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) {
             WalError::DiskFull {
                 path: path.to_owned(),

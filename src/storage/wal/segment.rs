@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::aligned::AlignedBuf;
 use super::allocate::allocate;
-use super::frame::{LogId, u16_at, u32_at, u64_at};
+use super::frame::{FRAME_ALIGN, LogId, u16_at, u32_at, u64_at};
 
 /// Bytes of a segment's header; the first frame begins behind it.
 pub const SEGMENT_HEADER: usize = 4096;
@@ -26,7 +26,7 @@ pub const SEGMENT_VERSION: u32 = 1;
 /// Flag of a header: see [`SegmentHeader::reused`].
 const FLAG_REUSED: u16 = 1;
 /// Segments are zeroed in writes of this size: large enough for the disk's full bandwidth.
-const ZERO_BLOCK: usize = 1 << 20;
+pub const ZERO_BLOCK: usize = 1 << 20;
 const CRC_AT: usize = 64;
 
 /// A segment's header, decoded.
@@ -196,12 +196,13 @@ pub fn open_direct(path: &Path) -> io::Result<File> {
 }
 
 /// Makes a file of `size` real zeros at `path` (which must not exist) by way of a temporary name,
-/// durable together with its name. `keep_going` is asked between writes; when it says no the file is
+/// durable together with its name. `next` is asked before each write, told how much is left, and says how many bytes to
+/// write now, at most [`ZERO_BLOCK`]; when it says `None` the file is
 /// removed and `Interrupted` returned. Cost: `size` bytes of disk writes.
 pub fn create_zeroed(
     path: &Path,
     size: u64,
-    mut keep_going: impl FnMut() -> bool,
+    mut next: impl FnMut(u64) -> Option<usize>,
 ) -> io::Result<File> {
     let temporary = path.with_extension("tmp");
     let file = OpenOptions::new()
@@ -221,10 +222,10 @@ pub fn create_zeroed(
         let zeros = AlignedBuf::zeroed(ZERO_BLOCK);
         let mut at = 0;
         while at < size {
-            if !keep_going() {
+            let Some(len) = next(size - at) else {
                 return Err(io::ErrorKind::Interrupted.into());
-            }
-            let len = (size - at).min(ZERO_BLOCK as u64) as usize;
+            };
+            let len = (size - at).min(len.clamp(FRAME_ALIGN, ZERO_BLOCK) as u64) as usize;
             file.write_all_at(&zeros[..len], at)?;
             at += len as u64;
         }

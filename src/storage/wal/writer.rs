@@ -28,7 +28,9 @@ use super::error::WalError;
 use super::frame::{EntryKind, FLAG_CLEAN, FRAME_ALIGN, FRAME_HEADER, LogId, entry_size};
 use super::prepare::{Prepared, Preparer};
 use super::recovery::{self, RecoveryReport, Replay};
-use super::segment::{SEGMENT_HEADER, SegmentHeader, create_zeroed, segment_path, shard_dir};
+use super::segment::{
+    SEGMENT_HEADER, SegmentHeader, ZERO_BLOCK, create_zeroed, segment_path, shard_dir,
+};
 use super::shared::{WalShared, WalState};
 use super::staging::{Sealed, Staging};
 use crate::memory::spsc;
@@ -299,7 +301,7 @@ impl WalWriter {
         let mut first = None;
         if tail_room < (config.commit_size + FRAME_ALIGN) as u64 {
             let path = segment_path(&dir, next_base);
-            let file = match create_zeroed(&path, config.segment_size, || true) {
+            let file = match create_zeroed(&path, config.segment_size, |_| Some(ZERO_BLOCK)) {
                 Ok(file) => Some(file),
                 // With a log to read the store opens, refusing writes until there is space.
                 Err(e) if is_full(&e) && recovered.tail.is_some() => None,
