@@ -1,11 +1,14 @@
 //! The group coordinator as the threads of the broker share it.
 //!
 //! One coordinator, behind a lock: group requests are few. Any thread hands requests in and takes answers out, its
-//! own and those of others' connections, which it leaves in their mailbox. Invariant: only thread 0 takes
-//! appends, so that those of a group reach its shard in the order in which they came out.
+//! own and those of others' connections, which it leaves in their mailbox. Threads without connections, the
+//! operator's, ask by [`Hub::call`]. Invariant: only thread 0 takes appends, so that those of a group reach its
+//! shard in the order in which they came out.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::broker::groups::access::{self, Refused};
 use crate::broker::groups::records::{OFFSETS_TOPIC, partition_of};
@@ -25,6 +28,10 @@ use crate::wire::record_batch::{BatchWriter, HEADER_LEN, RAW_RECORD_OVERHEAD_MAX
 
 /// Bytes read of the offsets topic at a time when it is loaded.
 const LOAD: usize = 1 << 20;
+/// How long [`Hub::call`] waits: a commit takes milliseconds.
+const CALL_PATIENCE: Duration = Duration::from_secs(20);
+/// The number of no thread.
+const NOBODY: usize = usize::MAX;
 
 /// A request on its way through the coordinator.
 struct Asked {
@@ -48,9 +55,22 @@ pub struct Mail {
     pub answer: Vec<u8>,
 }
 
+/// Why a call has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// The threads that move the coordinator on have ended, or are about to.
+    #[error("the server is stopping")]
+    Stopping,
+    /// What the answer waits for did not become durable in time.
+    #[error("no answer within {} s: see the shards' states in `taffrail stats`", CALL_PATIENCE.as_secs())]
+    TimedOut,
+}
+
 struct Inner {
     coordinator: Coordinator,
     asked: HashMap<Token, Asked>,
+    calls: HashMap<Token, SyncSender<Response>>,
+    closed: bool,
     next_token: Token,
     mail: Vec<VecDeque<Mail>>,
 }
@@ -98,6 +118,8 @@ impl Hub {
             inner: Mutex::new(Inner {
                 coordinator,
                 asked: HashMap::new(),
+                calls: HashMap::new(),
+                closed: false,
                 next_token: 0,
                 mail: wakes.iter().map(|_| VecDeque::new()).collect(),
             }),
@@ -163,11 +185,50 @@ impl Hub {
         self.deliver(inner, thread);
     }
 
+    /// Hands in a request that no client sent, of an API's newest version, and waits for its answer: who may ask is
+    /// the caller's to know. Blocks for a commit where the request needs one; not for the broker's threads.
+    pub fn call(&self, request: Request<'_>, now: Now) -> Result<Response, CallError> {
+        let context = Context {
+            client_id: "",
+            client_host: "",
+            // Above every version with a difference that the coordinator makes.
+            version: i16::MAX,
+        };
+        let (sender, answer) = sync_channel(1);
+        let mut inner = self.lock();
+        if inner.closed {
+            return Err(CallError::Stopping);
+        }
+        inner.next_token += 1;
+        let token = inner.next_token;
+        inner.calls.insert(token, sender);
+        inner.coordinator.handle(now, token, &context, request);
+        self.deliver(inner, NOBODY);
+        answer.recv_timeout(CALL_PATIENCE).map_err(|error| {
+            self.lock().calls.remove(&token);
+            match error {
+                RecvTimeoutError::Timeout => CallError::TimedOut,
+                RecvTimeoutError::Disconnected => CallError::Stopping,
+            }
+        })
+    }
+
+    /// Ends all calls: the threads have ended.
+    pub fn close(&self) {
+        let mut inner = self.lock();
+        inner.closed = true;
+        inner.calls.clear();
+    }
+
     /// Leaves answers in the mailboxes, and wakes whoever else has something to do.
     fn deliver(&self, mut inner: MutexGuard<'_, Inner>, thread: usize) {
         let mut others = Vec::new();
         while let Some((token, mut response)) = inner.coordinator.take_answer() {
             let Some(asked) = inner.asked.remove(&token) else {
+                if let Some(call) = inner.calls.remove(&token) {
+                    // Who has waited long enough is gone.
+                    let _ = call.send(response);
+                }
                 continue;
             };
             asked.refused.complete(&mut response);
@@ -234,11 +295,11 @@ impl Hub {
         self.lock().coordinator.next_deadline()
     }
 
-    /// A topic was deleted.
-    pub fn topic_deleted(&self, thread: usize, now: Now, topic: &str) {
+    /// A topic was deleted; `thread` is the caller's number, `None` where it serves no connections.
+    pub fn topic_deleted(&self, thread: Option<usize>, now: Now, topic: &str) {
         let mut inner = self.lock();
         inner.coordinator.topic_deleted(now, topic);
-        self.deliver(inner, thread);
+        self.deliver(inner, thread.unwrap_or(NOBODY));
     }
 
     /// Figures for operators.

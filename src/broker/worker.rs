@@ -605,7 +605,9 @@ impl Worker {
                 for topic in before.all() {
                     if after.find(&topic.name).is_none() {
                         let now = group_time(now);
-                        broker.hub.topic_deleted(self.thread, now, &topic.name);
+                        broker
+                            .hub
+                            .topic_deleted(Some(self.thread), now, &topic.name);
                     }
                 }
                 answer.into()
@@ -1294,7 +1296,8 @@ impl Worker {
     }
 }
 
-fn group_time(now: Now) -> groups::Now {
+/// The time as the coordinator takes it.
+pub fn group_time(now: Now) -> groups::Now {
     groups::Now {
         mono_ms: now.mono_ns / 1_000_000,
         unix_ms: now.unix_ns.div_euclid(1_000_000),

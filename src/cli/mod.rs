@@ -5,7 +5,9 @@
 
 mod backup;
 mod check;
+mod consume;
 mod export;
+mod group;
 mod inspect;
 pub mod produce;
 mod read;
@@ -15,6 +17,8 @@ mod send_udp;
 mod serve;
 mod source;
 mod stats;
+mod table;
+mod topic;
 mod user;
 mod verify;
 
@@ -45,7 +49,10 @@ enum Command {
     #[cfg(feature = "dpdk")]
     Serve(serve::Args),
     Check(check::Args),
+    Topic(topic::Args),
+    Group(group::Args),
     Produce(produce::Args),
+    Consume(consume::Args),
     Stats(stats::Args),
     Read(read::Args),
     SendUdp(send_udp::Args),
@@ -65,7 +72,10 @@ pub fn run(cli: Cli) -> ExitCode {
         #[cfg(feature = "dpdk")]
         Command::Serve(args) => serve::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Topic(args) => topic::run(&args),
+        Command::Group(args) => group::run(&args),
         Command::Produce(args) => produce::run(&args),
+        Command::Consume(args) => consume::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Read(args) => read::run(&args),
         Command::SendUdp(args) => send_udp::run(&args),

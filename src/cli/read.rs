@@ -46,13 +46,13 @@ pub struct Args {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
+pub(super) enum Format {
     Text,
     Json,
     Hex,
 }
 
-fn parse_from(text: &str) -> Result<Position, String> {
+pub(super) fn parse_from(text: &str) -> Result<Position, String> {
     match text {
         "earliest" => Ok(Position::Earliest),
         "latest" => Ok(Position::Latest),
@@ -63,7 +63,7 @@ fn parse_from(text: &str) -> Result<Position, String> {
     }
 }
 
-fn parse_time(text: &str) -> Result<Position, String> {
+pub(super) fn parse_time(text: &str) -> Result<Position, String> {
     if let Ok(ms) = text.parse() {
         return Ok(Position::Time(ms));
     }
@@ -76,17 +76,32 @@ fn parse_time(text: &str) -> Result<Position, String> {
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
+/// Whose messages are printed, and how.
+pub(super) struct Shown<'a> {
+    pub topic: &'a str,
+    pub partition: u32,
+    pub format: Format,
+    /// Lines in hexadecimal begin with the partition.
+    pub names_partition: bool,
+}
+
 /// Prints messages until the end, the count, or an interrupt.
 pub fn run(args: &Args) -> CliResult {
     let mut source = Source::open(args.data.as_deref(), &args.server)?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     let mut from = args.time.unwrap_or(args.from);
     let mut left = args.count.unwrap_or(u64::MAX);
+    let shown = Shown {
+        topic: &args.topic,
+        partition: args.partition,
+        format: args.format,
+        names_partition: false,
+    };
     let mut batches = Vec::new();
     while left > 0 {
         batches.clear();
         let answer = source.read(&args.topic, args.partition, from, &mut batches)?;
-        let next = print_batches(args, &batches, answer.from, &mut left, &mut out)?;
+        let next = print_batches(&shown, &batches, answer.from, &mut left, &mut out)?;
         from = Position::Offset(next);
         if next >= answer.high_watermark || batches.is_empty() {
             out.flush()?;
@@ -102,8 +117,8 @@ pub fn run(args: &Args) -> CliResult {
 
 /// Prints up to `left` messages with an offset of at least `from`; returns the offset behind the
 /// last one seen.
-fn print_batches(
-    args: &Args,
+pub(super) fn print_batches(
+    shown: &Shown<'_>,
     mut batches: &[u8],
     from: i64,
     left: &mut u64,
@@ -128,11 +143,11 @@ fn print_batches(
             }
             next = record.offset + 1;
             if header.is_control() {
-                print_gap(args, &record, out)?;
+                print_gap(shown, &record, out)?;
                 continue;
             }
             *left -= 1;
-            print_record(args, &record, out)?;
+            print_record(shown, &record, out)?;
         }
         next = next.max(header.base_offset + i64::from(header.last_offset_delta) + 1);
     }
@@ -155,8 +170,8 @@ struct JsonRecord<'a> {
     value_hex: Option<String>,
 }
 
-fn print_record(args: &Args, record: &Record<'_>, out: &mut impl Write) -> CliResult {
-    match args.format {
+fn print_record(shown: &Shown<'_>, record: &Record<'_>, out: &mut impl Write) -> CliResult {
+    match shown.format {
         Format::Text => {
             out.write_all(record.value.unwrap_or_default())?;
             out.write_all(b"\n")?;
@@ -165,8 +180,8 @@ fn print_record(args: &Args, record: &Record<'_>, out: &mut impl Write) -> CliRe
             let (key, key_hex) = text_or_hex(record.key);
             let (value, value_hex) = text_or_hex(record.value);
             let line = JsonRecord {
-                topic: &args.topic,
-                partition: args.partition,
+                topic: shown.topic,
+                partition: shown.partition,
                 offset: record.offset,
                 timestamp: record.timestamp,
                 key,
@@ -180,6 +195,9 @@ fn print_record(args: &Args, record: &Record<'_>, out: &mut impl Write) -> CliRe
         Format::Hex => {
             let millis = u64::try_from(record.timestamp).unwrap_or(0);
             let time = UNIX_EPOCH + Duration::from_millis(millis);
+            if shown.names_partition {
+                write!(out, "{} ", shown.partition)?;
+            }
             write!(
                 out,
                 "{} {}",
@@ -199,19 +217,20 @@ fn print_record(args: &Args, record: &Record<'_>, out: &mut impl Write) -> CliRe
 }
 
 /// A control batch that tells of messages lost before they reached the log.
-fn print_gap(args: &Args, record: &Record<'_>, out: &mut impl Write) -> CliResult {
+fn print_gap(shown: &Shown<'_>, record: &Record<'_>, out: &mut impl Write) -> CliResult {
     let text = String::from_utf8_lossy(record.value.unwrap_or_default());
-    if args.format == Format::Json {
+    if shown.format == Format::Json {
         let gap: serde_json::Value =
             serde_json::from_str(&text).unwrap_or_else(|_| text.clone().into());
         let line = serde_json::json!({
-            "topic": args.topic, "partition": args.partition, "offset": record.offset,
+            "topic": shown.topic, "partition": shown.partition, "offset": record.offset,
             "timestamp": record.timestamp, "gap": gap,
         });
         writeln!(out, "{line}")?;
     } else {
         // Not among the values: whoever pipes them wants messages only.
-        eprintln!("gap at offset {}: {text}", record.offset);
+        let (partition, offset) = (shown.partition, record.offset);
+        eprintln!("gap at offset {offset} of partition {partition}: {text}");
     }
     Ok(())
 }

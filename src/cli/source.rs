@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::ServerArgs;
 use crate::control::client::{ControlClient, ControlError};
 use crate::control::protocol::{Position, ReadAnswer};
-use crate::control::read;
+use crate::control::{names, read};
 use crate::storage::{Catalog, LogReader};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -24,15 +24,6 @@ pub(super) struct Files {
     folder: PathBuf,
     catalog: Catalog,
     reader: Option<(u16, LogReader)>,
-}
-
-fn unknown<'a>(topic: &str, names: impl Iterator<Item = &'a str>) -> Error {
-    let names: Vec<&str> = names.collect();
-    format!(
-        "there is no topic \"{topic}\"; there are: {}",
-        names.join(", ")
-    )
-    .into()
 }
 
 impl Source {
@@ -55,7 +46,10 @@ impl Source {
                 let topics = client.topics()?;
                 match topics.iter().find(|t| t.name == topic) {
                     Some(topic) => Ok(topic.partitions.len() as u32),
-                    None => Err(unknown(topic, topics.iter().map(|t| t.name.as_str()))),
+                    None => {
+                        let names = topics.iter().map(|t| t.name.as_str());
+                        Err(names::unknown_topic(topic, names).into())
+                    }
                 }
             }
             Source::Files(files) => Ok(files.topic(topic)?.partitions()),
@@ -84,7 +78,8 @@ impl Source {
 impl Files {
     fn topic(&self, name: &str) -> Result<&crate::storage::Topic, Error> {
         let names = self.catalog.topics().iter().map(|t| t.name.as_str());
-        self.catalog.topic(name).ok_or_else(|| unknown(name, names))
+        let found = self.catalog.topic(name);
+        found.ok_or_else(|| names::unknown_topic(name, names).into())
     }
 
     fn read(

@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 
 use super::{CliResult, ServerArgs};
 use crate::control::client::ControlClient;
@@ -315,21 +315,12 @@ fn reasons(reasons: &Reasons) -> String {
     format!("{}\n{}", total(reasons), parts.join("\n"))
 }
 
+/// The first two columns are words.
 fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table
-        .load_style(presets::UTF8_HORIZONTAL_ONLY)
-        .set_header(header);
-    table
+    super::table::table(header, 2)
 }
 
 fn rendered(table: &Table) -> String {
-    let mut table = table.clone();
-    for (i, column) in table.column_iter_mut().enumerate() {
-        if i > 1 {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
     format!("{table}\n")
 }
 

@@ -10,7 +10,8 @@ use serde::de::DeserializeOwned;
 use crate::storage::backup::Note;
 
 use super::protocol::{
-    Answer, MAX_READ, Position, ReadAnswer, Request, Stats, TopicChange, TopicInfo,
+    Answer, CommittedOffsets, GroupInfo, GroupSummary, MAX_READ, Position, ReadAnswer, Request,
+    Stats, TopicChange, TopicInfo,
 };
 
 /// A server that takes longer than this to answer hangs.
@@ -80,6 +81,67 @@ impl ControlClient {
     /// Changes topics; it is durable and in force on return.
     pub fn change(&mut self, change: TopicChange) -> Result<(), ControlError> {
         self.ask(&Request::Change(change))
+    }
+
+    /// Where a position of a partition is.
+    pub fn find(
+        &mut self,
+        topic: &str,
+        partition: u32,
+        from: Position,
+    ) -> Result<ReadAnswer, ControlError> {
+        self.ask(&Request::Find {
+            topic: topic.to_owned(),
+            partition,
+            from,
+        })
+    }
+
+    /// Waits until a partition has a durable message at its offset or behind, or there are more partitions than
+    /// offsets, or `time` is over, which the server may shorten; gives the offset behind each partition's newest one.
+    pub fn wait(
+        &mut self,
+        topic: &str,
+        offsets: &[i64],
+        time: Duration,
+    ) -> Result<Vec<i64>, ControlError> {
+        self.ask(&Request::Wait {
+            topic: topic.to_owned(),
+            offsets: offsets.to_vec(),
+            wait_ms: time.as_millis() as u64,
+        })
+    }
+
+    /// Another handle of the connection: shutting it down ends a wait.
+    pub fn handle(&self) -> io::Result<UnixStream> {
+        self.stream.get_ref().try_clone()
+    }
+
+    /// The consumer groups.
+    pub fn groups(&mut self) -> Result<Vec<GroupSummary>, ControlError> {
+        self.ask(&Request::Groups)
+    }
+
+    /// A consumer group; its state is `Dead` where there is none.
+    pub fn group(&mut self, group: &str) -> Result<GroupInfo, ControlError> {
+        self.ask(&Request::Group {
+            group: group.to_owned(),
+        })
+    }
+
+    /// Sets committed offsets of a group without members; durable on return.
+    pub fn commit(&mut self, group: &str, offsets: CommittedOffsets) -> Result<(), ControlError> {
+        self.ask(&Request::Commit {
+            group: group.to_owned(),
+            offsets,
+        })
+    }
+
+    /// Deletes a group without members; durable on return.
+    pub fn delete_group(&mut self, group: &str) -> Result<(), ControlError> {
+        self.ask(&Request::DeleteGroup {
+            group: group.to_owned(),
+        })
     }
 
     /// Copies the store to the folder `to`, an absolute path. Takes as long as copying the log does.

@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Longest request line; a topic name and a few numbers fit many times.
-pub const MAX_REQUEST: usize = 4096;
+/// Longest request line: the ends of all partitions that a topic may have fit.
+pub const MAX_REQUEST: usize = 1 << 20;
 /// Most bytes of record batches in one answer.
 pub const MAX_READ: u32 = 4 << 20;
+/// Longest wait for news, in milliseconds: below what a client takes for a server that hangs.
+pub const MAX_WAIT_MS: u64 = 15_000;
 
 /// What a client asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,14 +33,57 @@ pub enum Request {
         /// Most bytes wanted; one batch is returned even if it is larger.
         max_bytes: u32,
     },
+    /// Where a position is: answered with [`ReadAnswer`] and no bytes.
+    Find {
+        /// Topic name.
+        topic: String,
+        /// Partition number.
+        partition: u32,
+        /// The position.
+        from: Position,
+    },
+    /// Waits until a partition of a topic has a durable message at or behind its offset in `offsets`, or there are
+    /// more partitions than offsets, or the time is over: answered with the offset behind the newest durable message of
+    /// each partition.
+    Wait {
+        /// Topic name.
+        topic: String,
+        /// By partition number.
+        offsets: Vec<i64>,
+        /// Longest wait, in milliseconds; [`MAX_WAIT_MS`] at most.
+        wait_ms: u64,
+    },
     /// A change of the topics: answered with nothing, when it is durable and in force.
     Change(TopicChange),
+    /// The consumer groups: answered with a list of [`GroupSummary`].
+    Groups,
+    /// A consumer group: answered with [`GroupInfo`].
+    Group {
+        /// Its name.
+        group: String,
+    },
+    /// Sets committed offsets of a group without members, which is made if it is not there: answered with nothing,
+    /// when they are durable.
+    Commit {
+        /// Its name.
+        group: String,
+        /// Offsets of the next message to be read.
+        offsets: CommittedOffsets,
+    },
+    /// Deletes a group without members, with its offsets: answered with nothing, when it is durable.
+    DeleteGroup {
+        /// Its name.
+        group: String,
+    },
     /// A copy of the store: answered with a [`Note`](crate::storage::backup::Note) when it is complete.
     Backup {
         /// The folder to make, an absolute path.
         to: std::path::PathBuf,
     },
 }
+
+/// Offsets by topic and partition.
+pub type CommittedOffsets = BTreeMap<String, BTreeMap<u32, i64>>;
 
 /// A change of a running server's topics.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,8 +162,79 @@ pub struct ReadAnswer {
 pub struct TopicInfo {
     /// Its name.
     pub name: String,
+    /// Kept by the server for itself.
+    #[serde(default)]
+    pub internal: bool,
+    /// Settings that were set, by Kafka's names.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
     /// Its partitions by number.
     pub partitions: Vec<PartitionInfo>,
+}
+
+/// A consumer group in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupSummary {
+    /// Its name.
+    pub group: String,
+    /// Kafka's word for its state; `Empty`: it has no members.
+    pub state: String,
+    /// `consumer`; empty: it only commits offsets.
+    pub protocol_type: String,
+}
+
+/// A consumer group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupInfo {
+    /// Its name.
+    pub group: String,
+    /// Kafka's word for its state; `Empty`: it has no members, `Dead`: there is no such group.
+    pub state: String,
+    /// `consumer`; empty: it only commits offsets.
+    pub protocol_type: String,
+    /// The assignor that its members agreed on.
+    pub assignor: String,
+    /// Its members.
+    pub members: Vec<GroupMember>,
+    /// Its committed offsets, and the assigned partitions without one, by topic and partition.
+    pub partitions: Vec<GroupPartition>,
+}
+
+/// A member of a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupMember {
+    /// Its id.
+    pub member: String,
+    /// Its name as a static member.
+    pub instance: Option<String>,
+    /// What its client calls itself.
+    pub client_id: String,
+    /// Its client's address.
+    pub host: String,
+    /// The partitions that it reads, by topic.
+    pub assignment: BTreeMap<String, Vec<u32>>,
+}
+
+/// How far a group is in a partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupPartition {
+    /// Topic name.
+    pub topic: String,
+    /// Partition number.
+    pub partition: u32,
+    /// Offset of the next message to be read; `None`: nothing was committed.
+    pub committed: Option<i64>,
+    /// The client's own note.
+    #[serde(default)]
+    pub metadata: String,
+    /// The oldest offset kept; `None`: the partition is gone.
+    pub start: Option<i64>,
+    /// The offset behind the newest durable message.
+    pub end: Option<i64>,
+    /// Messages between the committed offset and the end.
+    pub lag: Option<i64>,
+    /// The member that reads it.
+    pub member: Option<String>,
 }
 
 /// The bounds of a partition.
@@ -130,6 +246,9 @@ pub struct PartitionInfo {
     pub start: i64,
     /// The offset behind the newest durable message.
     pub high_watermark: i64,
+    /// Bytes of its record batches on disk, as far as they are not wholly before the start.
+    #[serde(default)]
+    pub bytes: u64,
 }
 
 /// Counts by reason; reasons that did not occur are left out.

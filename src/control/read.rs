@@ -3,14 +3,11 @@
 use super::protocol::{Position, ReadAnswer};
 use crate::storage::{LogReader, PartitionKey};
 
-/// Appends whole record batches of `key` from position `from` on to `out`: at most `max_bytes`
-/// bytes, or one batch. Errors are for people.
-pub fn read(
+/// Where a position of `key` is, without a look at its messages. Errors are for people.
+pub fn find(
     reader: &mut LogReader,
     key: PartitionKey,
     from: Position,
-    max_bytes: u32,
-    out: &mut Vec<u8>,
 ) -> Result<ReadAnswer, String> {
     let text = |error: crate::storage::ReadError| error.to_string();
     let (start, end) = reader.bounds(key).map_err(text)?;
@@ -23,14 +20,31 @@ pub fn read(
             .map_err(text)?
             .unwrap_or(end),
     };
-    let before = out.len();
-    let outcome = reader
-        .read(key, from, max_bytes as usize, out)
-        .map_err(text)?;
     Ok(ReadAnswer {
         from,
         start,
+        high_watermark: end,
+        bytes: 0,
+    })
+}
+
+/// Appends whole record batches of `key` from position `from` on to `out`: at most `max_bytes`
+/// bytes, or one batch. Errors are for people.
+pub fn read(
+    reader: &mut LogReader,
+    key: PartitionKey,
+    from: Position,
+    max_bytes: u32,
+    out: &mut Vec<u8>,
+) -> Result<ReadAnswer, String> {
+    let found = find(reader, key, from)?;
+    let before = out.len();
+    let outcome = reader
+        .read(key, found.from, max_bytes as usize, out)
+        .map_err(|error| error.to_string())?;
+    Ok(ReadAnswer {
         high_watermark: outcome.end,
         bytes: (out.len() - before) as u32,
+        ..found
     })
 }

@@ -17,7 +17,8 @@ use serde::Serialize;
 use crate::storage::backup::Note;
 
 use super::protocol::{
-    Answer, MAX_READ, MAX_REQUEST, Position, ReadAnswer, Request, Stats, TopicChange, TopicInfo,
+    Answer, CommittedOffsets, GroupInfo, GroupSummary, MAX_READ, MAX_REQUEST, MAX_WAIT_MS,
+    Position, ReadAnswer, Request, Stats, TopicChange, TopicInfo,
 };
 
 /// Connections served at the same time: operators and scrapers, not clients.
@@ -30,6 +31,12 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A read: topic, partition, position, most bytes, and where the batches go.
 pub type ReadFn =
     dyn Fn(&str, u32, Position, u32, &mut Vec<u8>) -> Result<ReadAnswer, String> + Send + Sync;
+
+/// Where a position of a topic's partition is.
+pub type FindFn = dyn Fn(&str, u32, Position) -> Result<ReadAnswer, String> + Send + Sync;
+
+/// Waits for messages of a topic, from one offset a partition on, for a time at most.
+pub type WaitFn = dyn Fn(&str, &[i64], Duration) -> Result<Vec<i64>, String> + Send + Sync;
 
 /// A change of the topics.
 pub type ChangeFn = dyn Fn(TopicChange) -> Result<(), String> + Send + Sync;
@@ -45,10 +52,28 @@ pub struct Answers {
     pub topics: Box<dyn Fn() -> Vec<TopicInfo> + Send + Sync>,
     /// Reads record batches.
     pub read: Box<ReadFn>,
+    /// Finds a position.
+    pub find: Box<FindFn>,
+    /// Waits for messages.
+    pub wait: Box<WaitFn>,
     /// Changes topics.
     pub change: Box<ChangeFn>,
     /// Copies the store.
     pub backup: Box<BackupFn>,
+    /// The consumer groups.
+    pub groups: Box<dyn Groups>,
+}
+
+/// What the server can answer about consumer groups; errors are for people.
+pub trait Groups: Send + Sync {
+    /// Lists them.
+    fn list(&self) -> Result<Vec<GroupSummary>, String>;
+    /// Describes one.
+    fn describe(&self, group: &str) -> Result<GroupInfo, String>;
+    /// Sets committed offsets of one without members; durable on return.
+    fn commit(&self, group: &str, offsets: &CommittedOffsets) -> Result<(), String>;
+    /// Deletes one without members; durable on return.
+    fn delete(&self, group: &str) -> Result<(), String>;
 }
 
 /// A listening control socket. Dropping it stops its threads and removes the socket.
@@ -197,14 +222,31 @@ fn serve(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
             )?,
             Ok(Request::Stats) => send(stream, &Answer::Ok((shared.answers.stats)()), &[])?,
             Ok(Request::Topics) => send(stream, &Answer::Ok((shared.answers.topics)()), &[])?,
-            Ok(Request::Change(change)) => match (shared.answers.change)(change) {
-                Ok(()) => send(stream, &Answer::Ok(()), &[])?,
-                Err(reason) => send(stream, &Answer::<()>::Error(reason), &[])?,
-            },
-            Ok(Request::Backup { to }) => match (shared.answers.backup)(&to) {
-                Ok(note) => send(stream, &Answer::Ok(note), &[])?,
-                Err(reason) => send(stream, &Answer::<()>::Error(reason), &[])?,
-            },
+            Ok(Request::Change(change)) => reply(stream, (shared.answers.change)(change))?,
+            Ok(Request::Backup { to }) => reply(stream, (shared.answers.backup)(&to))?,
+            Ok(Request::Find {
+                topic,
+                partition,
+                from,
+            }) => reply(stream, (shared.answers.find)(&topic, partition, from))?,
+            Ok(Request::Wait {
+                topic,
+                offsets,
+                wait_ms,
+            }) => {
+                let time = Duration::from_millis(wait_ms.min(MAX_WAIT_MS));
+                reply(stream, (shared.answers.wait)(&topic, &offsets, time))?;
+            }
+            Ok(Request::Groups) => reply(stream, shared.answers.groups.list())?,
+            Ok(Request::Group { group }) => {
+                reply(stream, shared.answers.groups.describe(&group))?;
+            }
+            Ok(Request::Commit { group, offsets }) => {
+                reply(stream, shared.answers.groups.commit(&group, &offsets))?;
+            }
+            Ok(Request::DeleteGroup { group }) => {
+                reply(stream, shared.answers.groups.delete(&group))?;
+            }
             Ok(Request::Read {
                 topic,
                 partition,
@@ -223,6 +265,14 @@ fn serve(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
     }
 }
 
+fn reply<T: Serialize>(stream: &UnixStream, result: Result<T, String>) -> io::Result<()> {
+    let answer = match result {
+        Ok(value) => Answer::Ok(value),
+        Err(reason) => Answer::Error(reason),
+    };
+    send(stream, &answer, &[])
+}
+
 fn send<T: Serialize>(mut stream: &UnixStream, answer: &Answer<T>, bytes: &[u8]) -> io::Result<()> {
     let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
@@ -235,6 +285,23 @@ mod tests {
     use super::super::client::{ControlClient, ControlError};
     use super::*;
 
+    struct Nobody;
+
+    impl Groups for Nobody {
+        fn list(&self) -> Result<Vec<GroupSummary>, String> {
+            Ok(Vec::new())
+        }
+        fn describe(&self, group: &str) -> Result<GroupInfo, String> {
+            Err(format!("no group {group}"))
+        }
+        fn commit(&self, group: &str, offsets: &CommittedOffsets) -> Result<(), String> {
+            Err(format!("{group}: {offsets:?}"))
+        }
+        fn delete(&self, _: &str) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
     fn answers() -> Answers {
         Answers {
             stats: Box::new(|| Stats {
@@ -244,6 +311,11 @@ mod tests {
             topics: Box::new(Vec::new),
             change: Box::new(|change| Err(format!("no: {change:?}"))),
             backup: Box::new(|to| Err(format!("not to {}", to.display()))),
+            find: Box::new(|topic, _, _| Err(format!("no topic \"{topic}\""))),
+            wait: Box::new(|_, offsets, time| {
+                Ok(vec![offsets.len() as i64, time.as_millis() as i64])
+            }),
+            groups: Box::new(Nobody),
             read: Box::new(|topic, partition, from, most, out| {
                 if topic != "t" {
                     return Err(format!("no topic \"{topic}\""));
@@ -292,6 +364,14 @@ mod tests {
         assert!(text.contains("not understood") && text.contains("at most"));
 
         assert_eq!(client.topics().unwrap(), []);
+        assert_eq!(client.groups().unwrap(), []);
+        client.delete_group("g").unwrap();
+        let offsets = [("t".to_owned(), [(2, 7)].into())].into();
+        let refused = client.commit("g", offsets).unwrap_err().to_string();
+        assert_eq!(refused, "g: {\"t\": {2: 7}}");
+        let ends = vec![i64::MAX; 10_000];
+        let waited = client.wait("t", &ends, Duration::from_secs(3600)).unwrap();
+        assert_eq!(waited, [10_000, MAX_WAIT_MS as i64]);
         let refused = client.backup(Path::new("/there"));
         assert!(matches!(refused, Err(ControlError::Refused(reason)) if reason == "not to /there"));
         let second = ControlServer::start(&path, answers());

@@ -5,10 +5,12 @@
 //! shards drain their rings and close their logs, rx lcores send the last acknowledgements, ports
 //! stop. Invariant: no shard closes before every rx lcore has stopped pushing to it.
 
+mod answers;
 pub mod backoff;
 mod kafka;
 mod lcores;
 mod live;
+mod news;
 mod ports;
 pub mod preflight;
 mod stats;
@@ -85,6 +87,8 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
     let mut shards = Vec::with_capacity(store.shards.len());
     // Threads of Kafka's protocol have their rings behind those of the rx lcores.
     let mut kafka = kafka::Wiring::new(config.kafka.as_ref())?;
+    // Whoever waits for messages at the control socket.
+    let news = news::News::new()?;
     // A loop that receives packets polls; one that does not is woken.
     let bells = bells(&plan)?;
     for (shard, mut open) in store.shards.drain(..).enumerate() {
@@ -102,6 +106,7 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
             });
         }
         open.config.wakes = kafka.wakes();
+        open.config.wakes.push(news.wake());
         let lcore = plan
             .lcores
             .iter()
@@ -206,9 +211,11 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
         }
         None => None,
     };
+    let folder = &config.storage.path;
+    let waits = news.start()?;
     let control = ControlServer::start(
         &config.control_socket,
-        stats::answers(&sources, &store.shared, &store.stores, &config.storage.path),
+        answers::answers(&sources, &store.shared, &store.stores, folder, &news),
     )
     .map_err(|e| format!("control socket {}: {e}", config.control_socket.display()))?;
     tracing::info!(
@@ -229,6 +236,10 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
     drop(maintainers);
     // Their buffers live until the shards, which may still read them, have closed.
     let workers = threads.map(kafka::Threads::stop);
+    if let Some(broker) = sources.kafka.get() {
+        broker.hub.close();
+    }
+    drop(waits);
     phase.stop();
     let mut failure: Option<Error> = None;
     for handle in handles {

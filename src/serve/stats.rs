@@ -1,28 +1,23 @@
-//! Snapshots of everything that is counted, and the answers of the control socket.
+//! Snapshots of everything that is counted.
 
-use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_queue::ArrayQueue;
 
 use super::backoff::LoopCounters;
 use super::ports::{PortView, received_by_kernel};
-use super::topics::{Partition, Snapshot, Topic, Topics};
+use super::topics::{Partition, Topic, Topics};
 use crate::broker::worker::Broker;
 use crate::control::protocol::{
-    KafkaStats, LcoreStats, PartitionInfo, PortStats, Reasons, ShardStats, Stats, TopicChange,
-    TopicInfo, TopicStats,
+    KafkaStats, LcoreStats, PartitionInfo, PortStats, Reasons, ShardStats, Stats, TopicStats,
 };
-use crate::control::server::Answers;
 use crate::net::rx::Place;
 use crate::net::{DropReason, Handled};
 use crate::shard::GapReport;
-use crate::storage::backup;
 use crate::storage::lsm::Store;
-use crate::storage::reader::LogReader;
-use crate::storage::{TopicSpec, WalShared, WalState};
+use crate::storage::{WalShared, WalState};
 
 /// Everything that has counters.
 pub(super) struct Sources {
@@ -60,7 +55,8 @@ impl Sources {
     /// shows as in flight and never as surplus.
     pub(super) fn snapshot(&self) -> Stats {
         let snapshot = self.topics.snapshot();
-        let mut topics: Vec<TopicStats> = snapshot.all().iter().map(|t| topic(t)).collect();
+        let topics = snapshot.all().iter();
+        let mut topics: Vec<TopicStats> = topics.map(|t| self.topic(t)).collect();
         for (view, topic) in snapshot.all().iter().zip(&mut topics) {
             let counters = &view.counters;
             for (reason, count) in counters.kernel.refused() {
@@ -103,32 +99,48 @@ impl Sources {
                 .collect(),
         }
     }
-}
 
-/// What shards say of a topic.
-fn topic(view: &Topic) -> TopicStats {
-    let mut stats = TopicStats {
-        name: view.name.clone(),
-        ..TopicStats::default()
-    };
-    for partition in &view.partitions {
-        let counters = &partition.stats;
-        stats.stored += counters.stored.get();
-        stats.duplicate += counters.duplicate.get();
-        stats.stored_bytes += counters.bytes.get();
-        for (name, count) in counters.refused.iter() {
-            add(&mut stats.refused, name, count);
+    /// What shards say of a topic.
+    fn topic(&self, view: &Topic) -> TopicStats {
+        let mut stats = TopicStats {
+            name: view.name.clone(),
+            ..TopicStats::default()
+        };
+        for partition in &view.partitions {
+            let counters = &partition.stats;
+            stats.stored += counters.stored.get();
+            stats.duplicate += counters.duplicate.get();
+            stats.stored_bytes += counters.bytes.get();
+            for (name, count) in counters.refused.iter() {
+                add(&mut stats.refused, name, count);
+            }
+            for (name, count) in counters.dropped.iter() {
+                add(&mut stats.dropped, name, count);
+            }
+            stats.partitions.push(self.partition(partition));
         }
-        for (name, count) in counters.dropped.iter() {
-            add(&mut stats.dropped, name, count);
-        }
-        stats.partitions.push(PartitionInfo {
-            shard: partition.place.shard,
-            start: counters.start_offset(),
-            high_watermark: counters.high_watermark(),
-        });
+        stats
     }
-    stats
+
+    /// Where a partition lies and how large it is. Costs a look at each segment of its shard's log.
+    pub(super) fn partition(&self, partition: &Partition) -> PartitionInfo {
+        let shard = partition.place.shard;
+        let mut info = PartitionInfo {
+            shard,
+            start: partition.stats.start_offset(),
+            high_watermark: partition.stats.high_watermark(),
+            bytes: 0,
+        };
+        if let Some(view) = self.shards.get(usize::from(shard)) {
+            let (key, files) = (partition.key, view.store.view());
+            info.start = info.start.max(files.start(key));
+            let extents = files.extents(key).iter();
+            let live = extents.filter(|extent| extent.end > info.start);
+            info.bytes = live.map(|extent| extent.bytes).sum::<u64>()
+                + view.wal.index().bytes_from(key, info.start);
+        }
+        info
+    }
 }
 
 fn kafka(broker: &Broker) -> KafkaStats {
@@ -249,138 +261,6 @@ fn shard(number: usize, view: &ShardView) -> ShardStats {
         queued: stats.queued.load(Relaxed),
         producers: stats.producers.load(Relaxed),
     }
-}
-
-/// How long a backup waits for what was acknowledged with `acks=1` to be on disk.
-const SETTLE: Duration = Duration::from_secs(10);
-
-/// Waits until all that is stored now is durable.
-fn settle(topics: &Topics) -> Result<(), String> {
-    let since = Instant::now();
-    let snapshot = topics.snapshot();
-    let partitions = || snapshot.all().iter().flat_map(|topic| &topic.partitions);
-    let ends: Vec<i64> = partitions().map(|p| p.stats.log_end()).collect();
-    while partitions()
-        .zip(&ends)
-        .any(|(partition, &end)| partition.stats.high_watermark() < end)
-    {
-        if since.elapsed() > SETTLE {
-            return Err(format!(
-                "what the server has taken did not become durable within {} s: see the shards' states in `taffrail stats`",
-                SETTLE.as_secs()
-            ));
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
-}
-
-/// What the control socket answers.
-pub(super) fn answers(
-    sources: &Arc<Sources>,
-    shared: &[Arc<WalShared>],
-    stores: &[Arc<Store>],
-    folder: &Path,
-) -> Answers {
-    let readers: Arc<Vec<Mutex<LogReader>>> = Arc::new(
-        shared
-            .iter()
-            .zip(stores)
-            .map(|(shared, files)| {
-                Mutex::new(LogReader::with_store(Arc::clone(shared), Arc::clone(files)))
-            })
-            .collect(),
-    );
-    let stats = Arc::clone(sources);
-    let (topics, readers_of_topics) = (Arc::clone(&sources.topics), Arc::clone(&readers));
-    let (logs, files, backup_topics) = (
-        shared.to_vec(),
-        stores.to_vec(),
-        Arc::clone(&sources.topics),
-    );
-    let folder = folder.to_owned();
-    let (read_topics, change_topics) = (Arc::clone(&sources.topics), Arc::clone(&sources.topics));
-    Answers {
-        stats: Box::new(move || stats.snapshot()),
-        topics: Box::new(move || {
-            let bounds = |partition: &Partition| {
-                let shard = partition.place.shard;
-                let (start, high_watermark) = readers_of_topics
-                    .get(usize::from(shard))
-                    .and_then(|reader| lock(reader).bounds(partition.key).ok())
-                    .unwrap_or((0, 0));
-                PartitionInfo {
-                    shard,
-                    start: start.max(partition.stats.start_offset()),
-                    high_watermark,
-                }
-            };
-            let info = |topic: &Arc<Topic>| TopicInfo {
-                name: topic.name.clone(),
-                partitions: topic.partitions.iter().map(bounds).collect(),
-            };
-            topics.snapshot().all().iter().map(info).collect()
-        }),
-        read: Box::new(move |topic, partition, from, max_bytes, out| {
-            let partition = find(&read_topics.snapshot(), topic, partition)?;
-            let mut reader = lock(&readers[usize::from(partition.place.shard)]);
-            crate::control::read(&mut reader, partition.key, from, max_bytes, out)
-        }),
-        backup: Box::new(move |to| {
-            settle(&backup_topics)?;
-            let shards: Vec<backup::Running> = logs
-                .iter()
-                .zip(&files)
-                .map(|(log, store)| backup::Running { log, store })
-                .collect();
-            backup::running(&folder, &shards, to).map_err(|error| error.to_string())
-        }),
-        change: Box::new(move |change| {
-            let changed = match change {
-                TopicChange::Create {
-                    name,
-                    partitions,
-                    settings,
-                } => {
-                    let spec = TopicSpec {
-                        name,
-                        partitions,
-                        settings,
-                    };
-                    change_topics.create(&spec, false, false)
-                }
-                TopicChange::Delete { name } => change_topics.delete(&name),
-                TopicChange::AddPartitions { name, partitions } => {
-                    change_topics.add_partitions(&name, partitions, false)
-                }
-                TopicChange::Alter { name, settings } => {
-                    change_topics.alter(&name, &settings, false)
-                }
-            };
-            changed.map_err(|error| error.to_string())
-        }),
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn find(snapshot: &Snapshot, topic: &str, partition: u32) -> Result<Partition, String> {
-    let Some(found) = snapshot.find(topic) else {
-        let names: Vec<&str> = snapshot.all().iter().map(|t| t.name.as_str()).collect();
-        return Err(format!(
-            "there is no topic \"{topic}\"; there are: {}",
-            names.join(", ")
-        ));
-    };
-    let found = found.partitions.get(partition as usize).cloned();
-    found.ok_or_else(|| {
-        let last = snapshot
-            .find(topic)
-            .map_or(0, |t| t.partitions.len().saturating_sub(1));
-        format!("topic {topic} has partitions 0 to {last}")
-    })
 }
 
 /// Turns what NICs lost into gap records: nobody knows whose messages they were, so every partition

@@ -6,7 +6,7 @@
 //! offsets and times, and *points*, each the place of a frame in which the partition has a batch; a new
 //! point at most every [`SPACING`] bytes of log. Invariant: every batch of the indexed log lies in the
 //! span (`lsn` to `last_lsn`) of exactly one point of its partition and segment, or the segment's points
-//! were dropped. Memory: 48 bytes a partition and segment, and at most [`MAX_POINTS`] points of 40
+//! were dropped. Memory: 56 bytes a partition and segment, and at most [`MAX_POINTS`] points of 40
 //! bytes in all, beyond which the oldest segments' points go and are made again when they are read.
 //!
 //! The time of a batch is its largest timestamp, but no later than the time its frame was sealed and no
@@ -43,6 +43,8 @@ struct Range {
     first: i64,
     end: i64,
     max_time: i64,
+    /// Of its record batches.
+    bytes: u64,
     /// Frames that hold the partition's first and last batch.
     first_lsn: u64,
     last_lsn: u64,
@@ -79,6 +81,8 @@ pub(crate) struct BatchesNote {
     pub(crate) end: i64,
     /// Largest timestamp.
     pub(crate) max_time: i64,
+    /// Their bytes.
+    pub(crate) bytes: u64,
 }
 
 /// A sealed frame.
@@ -200,24 +204,35 @@ impl Segment {
                 batch.base_offset,
                 batch.next_offset(),
                 time,
+                entry.bytes.len() as u64,
             );
         }
         self.count - before
     }
 
     /// Adds batches of a partition in the frame at `lsn`, the newest one.
-    fn add_batches(&mut self, key: PartitionKey, lsn: u64, first: i64, end: i64, time: i64) {
+    fn add_batches(
+        &mut self,
+        key: PartitionKey,
+        lsn: u64,
+        first: i64,
+        end: i64,
+        time: i64,
+        bytes: u64,
+    ) {
         self.ranges
             .entry(key)
             .and_modify(|range| {
                 range.end = range.end.max(end);
                 range.max_time = range.max_time.max(time);
+                range.bytes += bytes;
                 range.last_lsn = lsn;
             })
             .or_insert(Range {
                 first,
                 end,
                 max_time: time,
+                bytes,
                 first_lsn: lsn,
                 last_lsn: lsn,
             });
@@ -310,6 +325,19 @@ impl LogIndex {
             .segments
             .front()
             .map_or(state.floor, |segment| segment.cursor.base)
+    }
+
+    /// Bytes of a partition's record batches in segments that end behind `offset`, as far as is indexed.
+    pub(crate) fn bytes_from(&self, key: PartitionKey, offset: i64) -> u64 {
+        let state = self.lock();
+        let floor = state.floor;
+        let segments = state.segments.iter();
+        segments
+            .filter(|segment| segment.cursor.segment_end() > floor)
+            .filter_map(|segment| segment.ranges.get(&key))
+            .filter(|range| range.end > offset)
+            .map(|range| range.bytes)
+            .sum()
     }
 
     /// What lies before this is no longer looked for in the log.
@@ -429,6 +457,7 @@ impl LogIndex {
                 batches.first,
                 batches.end,
                 arrival(batches.max_time, frame.time_ms),
+                batches.bytes,
             );
         }
         segment.cursor.lsn = end;

@@ -291,6 +291,14 @@ pub(super) fn subscribed_topics(subscription: &[u8]) -> Result<Vec<&str>, Malfor
     (0..count).map(|_| reader.string()).collect()
 }
 
+/// The partitions of a member's assignment, by topic, as the clients' own protocol of type `consumer` has it: a version,
+/// then for each topic its name and partitions; what follows is left alone.
+pub fn assigned_partitions(assignment: &[u8]) -> Result<Vec<(&str, Vec<i32>)>, Malformed> {
+    let mut reader = Reader::new(assignment, false);
+    reader.i16()?;
+    reader.array(|r| Ok((r.string()?, r.array(|r| r.i32())?)))
+}
+
 /// The partition of [`OFFSETS_TOPIC`] that holds a group's records: Kafka's own choice (Java's hash of
 /// the name), so that tools which read the topic look in the right place.
 pub fn partition_of(group: &str, partitions: u32) -> u32 {
@@ -399,6 +407,30 @@ mod tests {
         subscription.encode(&mut bytes, 1).unwrap();
         assert_eq!(subscribed_topics(&bytes).unwrap(), ["a", "b"]);
         subscribed_topics(&[0, 0, 0x7f, 0xff, 0xff, 0xff]).unwrap_err();
+    }
+
+    #[test]
+    fn assignments_are_read() {
+        use kafka_protocol::messages::ConsumerProtocolAssignment;
+        use kafka_protocol::messages::consumer_protocol_assignment::TopicPartition;
+        use kafka_protocol::protocol::Encodable;
+        let mut bytes = vec![0, 1];
+        let topic = |name: &'static str, partitions: Vec<i32>| {
+            TopicPartition::default()
+                .with_topic(kafka_protocol::messages::TopicName(
+                    kafka_protocol::protocol::StrBytes::from_static_str(name),
+                ))
+                .with_partitions(partitions)
+        };
+        ConsumerProtocolAssignment::default()
+            .with_assigned_partitions(vec![topic("a", vec![0, 2]), topic("b", vec![])])
+            .encode(&mut bytes, 1)
+            .unwrap();
+        let expected = vec![("a", vec![0, 2]), ("b", vec![])];
+        assert_eq!(assigned_partitions(&bytes).unwrap(), expected);
+        for wrong in [&[][..], &[0, 0, 0x7f, 0xff, 0xff, 0xff], &bytes[..8]] {
+            assigned_partitions(wrong).unwrap_err();
+        }
     }
 
     #[test]

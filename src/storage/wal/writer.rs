@@ -453,6 +453,7 @@ impl WalWriter {
         if let Some(noted) = self.noted.as_mut().filter(|noted| noted.key == key) {
             noted.end = noted.end.max(batch.next_offset());
             noted.max_time = noted.max_time.max(batch.max_timestamp);
+            noted.bytes += bytes.len() as u64;
             return;
         }
         let new = BatchesNote {
@@ -461,6 +462,7 @@ impl WalWriter {
             first: batch.base_offset,
             end: batch.next_offset(),
             max_time: batch.max_timestamp,
+            bytes: bytes.len() as u64,
         };
         if let Some(noted) = self.noted.replace(new) {
             self.notes_lost |= !self.notes.push(Note::Batches(noted));
