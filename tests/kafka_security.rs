@@ -9,6 +9,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
@@ -446,6 +447,58 @@ fn nothing_is_served_before_a_client_has_logged_in() {
     let _ = stream.read_to_end(&mut rest);
     assert!(rest.len() < 16, "an alert at most: {rest:?}");
     assert_eq!(secure.server.stats().imbalances(), Vec::<String>::new());
+}
+
+/// Who guesses passwords waits for each answer; nobody else does, on the same thread.
+#[test]
+fn a_failed_login_is_answered_late_and_holds_up_nobody() {
+    const DELAY: Duration = Duration::from_secs(5);
+    let folder = tempfile::tempdir().unwrap();
+    let address = support::free_address();
+    let server = Server::start(
+        folder.path(),
+        None,
+        "",
+        &format!(
+            "[kafka]\nlisten = [\"{address}\"]\nthreads = 1\nsecurity = \"sasl\"\n\
+             failed_authentication_delay = \"5s\"\n{}",
+            user("root")
+        ),
+    );
+    let login = |password: &str| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(support::PATIENCE)).unwrap();
+        let token = format!("\0root\0{password}");
+        let mut body = (token.len() as i32).to_be_bytes().to_vec();
+        body.extend_from_slice(token.as_bytes());
+        stream.write_all(&frame(17, 1, &text("PLAIN"))).unwrap();
+        assert_eq!(answer(&mut stream).unwrap()[4..6], 0i16.to_be_bytes());
+        stream.write_all(&frame(36, 1, &body)).unwrap();
+        stream
+    };
+    let begun = Instant::now();
+    let mut wrong = login("wrong password");
+    let late = std::thread::spawn(move || {
+        let code = answer(&mut wrong).unwrap()[4..6].to_vec();
+        let answered = Instant::now();
+        assert_eq!(code, 58i16.to_be_bytes());
+        assert_eq!(answer(&mut wrong), None);
+        answered
+    });
+    for _ in 0..3 {
+        let mut right = login(PASSWORD);
+        assert_eq!(answer(&mut right).unwrap()[4..6], 0i16.to_be_bytes());
+        right
+            .write_all(&frame(3, 1, &(-1i32).to_be_bytes()))
+            .unwrap();
+        assert!(answer(&mut right).is_some());
+    }
+    let served = Instant::now();
+    let answered = late.join().unwrap();
+    assert!(answered - begun >= DELAY);
+    assert!(served < answered, "the thread waited, too");
+    let closed = server.stats().kafka.unwrap().closed;
+    assert_eq!(closed.get("authentication_failed"), Some(&1));
 }
 
 #[test]

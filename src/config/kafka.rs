@@ -1,6 +1,7 @@
 //! `[kafka]`: the listeners of Kafka's protocol and what they allow.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,13 +16,18 @@ use crate::broker::security::quota::Quota;
 
 /// Smallest and largest request that is taken. Below 1 MiB clients' default batches do not fit; a request is held
 /// in memory as a whole.
-const REQUEST_SIZE: std::ops::RangeInclusive<u64> = (1 << 20)..=(128 << 20);
+const REQUEST_SIZE: RangeInclusive<u64> = (1 << 20)..=(128 << 20);
 /// Most listening addresses.
 const MAX_LISTENERS: usize = 16;
 /// Most threads that serve connections.
 const MAX_THREADS: u16 = 64;
 /// Most connections; the limit of open files bounds them too.
 const MAX_CONNECTIONS: u32 = 1_000_000;
+
+/// How long a connection may be idle.
+const IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
+/// How long the answer to a failed login may wait: a connection has 30 seconds to prove who it is.
+const AUTHENTICATION_DELAY: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(10);
 
 /// How a listener is protected; Kafka's names in parentheses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -117,6 +123,8 @@ pub struct Kafka {
     pub max_request: u64,
     /// A connection without a request for so long is closed.
     pub idle_timeout: Duration,
+    /// How long the answer to a login that failed is held back, and its connection with it.
+    pub failed_authentication_delay: Duration,
     /// Whether a client that asks for an unknown topic makes it.
     pub auto_create_topics: bool,
     /// Partitions of topics that are made without a number.
@@ -143,6 +151,7 @@ pub(super) struct RawKafka {
     max_connections: Option<Spanned<i64>>,
     max_request: Option<Spanned<ByteSize>>,
     idle_timeout: Option<Spanned<String>>,
+    failed_authentication_delay: Option<Spanned<String>>,
     auto_create_topics: Option<bool>,
     default_partitions: Option<Spanned<i64>>,
 }
@@ -172,22 +181,18 @@ impl Checker<'_> {
         let acls = self.kafka_acls(&raw.acls)?;
         let quotas = self.kafka_quotas(&raw.quotas)?;
         let super_users = raw.super_users.unwrap_or_default();
-        let idle_timeout = match raw.idle_timeout {
-            None => Duration::from_secs(600),
-            Some(text) => match humantime::parse_duration(text.get_ref()) {
-                Ok(time) if (1..=86_400).contains(&time.as_secs()) => time,
-                _ => {
-                    return Err(self.error(
-                        &text,
-                        "kafka.idle_timeout",
-                        format!(
-                            "\"{}\" is not allowed; a duration from \"1s\" to \"1d\" is",
-                            text.get_ref()
-                        ),
-                    ));
-                }
-            },
-        };
+        let idle_timeout = self.kafka_duration(
+            raw.idle_timeout,
+            "kafka.idle_timeout",
+            IDLE_TIMEOUT,
+            Duration::from_secs(600),
+        )?;
+        let failed_authentication_delay = self.kafka_duration(
+            raw.failed_authentication_delay,
+            "kafka.failed_authentication_delay",
+            AUTHENTICATION_DELAY,
+            Duration::from_millis(100),
+        )?;
         Ok(Kafka {
             listeners,
             users,
@@ -209,6 +214,7 @@ impl Checker<'_> {
                 16 << 20,
             )?,
             idle_timeout,
+            failed_authentication_delay,
             auto_create_topics: raw.auto_create_topics.unwrap_or(true),
             default_partitions: self.number(
                 raw.default_partitions,
@@ -217,6 +223,30 @@ impl Checker<'_> {
                 1,
             )?,
         })
+    }
+
+    fn kafka_duration(
+        &self,
+        text: Option<Spanned<String>>,
+        key: &str,
+        allowed: RangeInclusive<Duration>,
+        default: Duration,
+    ) -> Result<Duration, ConfigError> {
+        let Some(text) = text else {
+            return Ok(default);
+        };
+        match humantime::parse_duration(text.get_ref()) {
+            Ok(time) if allowed.contains(&time) => Ok(time),
+            _ => {
+                let reason = format!(
+                    "\"{}\" is not allowed; a duration from \"{}\" to \"{}\" is",
+                    text.get_ref(),
+                    humantime::format_duration(*allowed.start()),
+                    humantime::format_duration(*allowed.end()),
+                );
+                Err(self.error(&text, key, reason))
+            }
+        }
     }
 
     /// The addresses of `listen`, which share one protection, and those of `[[kafka.listener]]`.
@@ -454,6 +484,10 @@ mod tests {
         assert_eq!(second.target, Target::Group(Pattern::Any));
         assert_eq!((&second.principal, second.deny), (&None, Operations::all()));
         assert_eq!(kafka.quotas[0].produce, Some(1 << 20));
+        assert_eq!(
+            kafka.failed_authentication_delay,
+            Duration::from_millis(100)
+        );
     }
 
     #[test]
@@ -521,6 +555,10 @@ mod tests {
             ("threads = 0", "kafka.threads"),
             ("max_request = \"1KiB\"", "kafka.max_request"),
             ("idle_timeout = \"0s\"", "kafka.idle_timeout"),
+            (
+                "failed_authentication_delay = \"1m\"",
+                "kafka.failed_authentication_delay",
+            ),
             ("default_partitions = 0", "kafka.default_partitions"),
         ] {
             let message = parse(text).unwrap_err();

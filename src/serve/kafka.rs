@@ -32,7 +32,7 @@ use crate::broker::security::sasl::Users;
 use crate::broker::security::{Proof, Security};
 use crate::broker::session::Limits;
 use crate::broker::topics::{OFFSETS_TOPIC, Topics};
-use crate::broker::worker::{self, Broker, Connection, ShardLink, Worker};
+use crate::broker::worker::{self, Broker, Close, Connection, ShardLink, Worker};
 use crate::config::Config;
 use crate::config::kafka::{Kafka, Listener};
 use crate::memory::spsc::{Consumer, Producer};
@@ -404,6 +404,8 @@ struct Conn {
     blocked: bool,
     /// No more requests: what was answered is sent, then it is closed.
     closing: bool,
+    /// Not before its time is over: who guesses passwords is to wait.
+    held: bool,
     last: Instant,
 }
 
@@ -424,6 +426,7 @@ struct Thread {
     scratch: Vec<u8>,
     max_connections: u64,
     idle: Duration,
+    authentication_delay_ms: u64,
     next_sweep: Instant,
     accepting: bool,
 }
@@ -467,6 +470,7 @@ impl Thread {
             scratch: vec![0; READ],
             max_connections: u64::from(config.max_connections),
             idle: config.idle_timeout,
+            authentication_delay_ms: config.failed_authentication_delay.as_millis() as u64,
             next_sweep: now + SWEEP,
             accepting: true,
         })
@@ -621,6 +625,7 @@ impl Thread {
             writable: true,
             blocked: false,
             closing: false,
+            held: false,
             last: Instant::now(),
         });
         self.pump(at);
@@ -720,6 +725,9 @@ impl Thread {
             if !conn.closing && !conn.input.is_empty() {
                 let input = std::mem::take(&mut conn.input);
                 conn.input = self.begin(conn, input);
+            }
+            if conn.held && conn.state.muted_until_ns() > self.now().mono_ns {
+                return Fate::Stays;
             }
             if self.flush(conn).is_err() {
                 return Fate::Goes;
@@ -831,6 +839,10 @@ impl Thread {
                     self.collect(conn);
                     conn.closing = true;
                     conn.blocked = false;
+                    if reason == Close::AuthenticationFailed {
+                        conn.held = true;
+                        conn.state.mute(self.authentication_delay_ms, now);
+                    }
                     return input.len();
                 }
             }
