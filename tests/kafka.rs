@@ -233,6 +233,81 @@ fn what_is_refused_is_counted() {
     assert_eq!((counted.batches_in, counted.batches_refused), (2, 2));
 }
 
+/// Whoever takes more of a thread than the quota allows is told to wait, by every kind of request, and not read
+/// meanwhile.
+#[test]
+fn a_quota_bounds_the_time_that_requests_take() {
+    use kafka_protocol::messages::{
+        FetchRequest, GroupId, HeartbeatRequest, ListGroupsRequest, MetadataRequest,
+    };
+    let kafka =
+        Kafka::start("[[kafka.quota]]\nclient_id = \"taffrail-test\"\nrequest_percentage = 0.01\n");
+    kafka.kcat(&["-P", "-t", "orders"], "first\n");
+    let mut connection = Connection::open(kafka.address.parse().unwrap()).unwrap();
+    // Where the machine stood still some time is free again, so one request may not be enough.
+    let mut throttled = |what: &str, call: &mut dyn FnMut(&mut Connection) -> i32| {
+        for _ in 0..100 {
+            let begun = std::time::Instant::now();
+            let ms = call(&mut connection);
+            if ms > 0 {
+                // At least: the next request is not read before.
+                let next = MetadataRequest::default().with_topics(Some(Vec::new()));
+                connection.call(9, &next).unwrap();
+                assert!(begun.elapsed().as_millis() >= ms as u128, "{what}");
+                return;
+            }
+        }
+        panic!("{what} is not throttled");
+    };
+    throttled("Metadata", &mut |c| {
+        c.call(12, &MetadataRequest::default())
+            .unwrap()
+            .throttle_time_ms
+    });
+    // Answered later, by the coordinator and by a shard.
+    throttled("ListGroups", &mut |c| {
+        c.call(4, &ListGroupsRequest::default())
+            .unwrap()
+            .throttle_time_ms
+    });
+    throttled("Heartbeat", &mut |c| {
+        let group = GroupId(StrBytes::from_static_str("nobody"));
+        let beat = HeartbeatRequest::default().with_group_id(group);
+        c.call(4, &beat).unwrap().throttle_time_ms
+    });
+    let mut stored = 1;
+    throttled("Produce", &mut |c| {
+        let mut bytes = vec![0; 200];
+        let mut writer = BatchWriter::new(&mut bytes, 0);
+        writer.push(0, None, Some(b"value")).unwrap();
+        let len = writer.finish(0);
+        let data = PartitionProduceData::default()
+            .with_records(Some(bytes::Bytes::copy_from_slice(&bytes[..len])));
+        let topic = TopicProduceData::default()
+            .with_name(TopicName(StrBytes::from_static_str("orders")))
+            .with_partition_data(vec![data]);
+        let produce = ProduceRequest::default()
+            .with_acks(-1)
+            .with_timeout_ms(30_000)
+            .with_topic_data(vec![topic]);
+        let answer = c.call(9, &produce).unwrap();
+        assert_eq!(answer.responses[0].partition_responses[0].error_code, 0);
+        stored += 1;
+        answer.throttle_time_ms
+    });
+    throttled("Fetch", &mut |c| {
+        let fetch = FetchRequest::default()
+            .with_max_wait_ms(1)
+            .with_min_bytes(1)
+            .with_max_bytes(1 << 20);
+        c.call(12, &fetch).unwrap().throttle_time_ms
+    });
+    // Others are not bounded by it, and what was throttled is done.
+    let all = kafka.kcat(&["-C", "-t", "orders", "-e", "-q", "-o", "beginning"], "");
+    assert_eq!(all.lines().count(), stored);
+    assert_eq!(kafka.server.stats().imbalances(), Vec::<String>::new());
+}
+
 #[test]
 fn what_was_acknowledged_is_there_after_a_kill() {
     let mut kafka = Kafka::start("");

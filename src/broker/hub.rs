@@ -51,6 +51,10 @@ pub struct Mail {
     pub connection: ConnectionId,
     /// To which request.
     pub ticket: Ticket,
+    /// What was asked.
+    pub api: Api,
+    /// In which version.
+    pub version: i16,
     /// Encoded.
     pub answer: Vec<u8>,
 }
@@ -153,6 +157,8 @@ impl Hub {
                 let mail = Mail {
                     connection,
                     ticket,
+                    api,
+                    version: header.version,
                     answer,
                 };
                 if let Some(mailbox) = self.lock().mail.get_mut(thread) {
@@ -235,6 +241,8 @@ impl Hub {
             let mail = Mail {
                 connection: asked.connection,
                 ticket: asked.ticket,
+                api: asked.api,
+                version: asked.version,
                 answer: encode(asked.api, asked.version, asked.correlation, &response),
             };
             if asked.thread != thread && !others.contains(&asked.thread) {

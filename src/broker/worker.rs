@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Acquire;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::broker::batch;
 use crate::broker::cluster::{self, Endpoint, MetadataRequest, Wanted};
@@ -27,7 +27,7 @@ use crate::broker::security::{Proof, Security};
 use crate::broker::session::{self, Framing, LENGTH_LEN, Limits, REQUEST_MIN, Session, Ticket};
 use crate::broker::topics::{Place, Topics};
 use crate::broker::waiting::{Progress, WaitId, Waiting};
-use crate::broker::{admin, waiting};
+use crate::broker::{admin, throttle, waiting};
 use crate::shard::link::{BatchAnswer, BatchLink, LINK_BATCHES};
 use crate::shard::{BatchBuffer, Now, ShardStats};
 use crate::storage::{LogReader, ReadError};
@@ -110,6 +110,8 @@ pub struct Connection {
     /// Its buckets, where there are quotas.
     rates: Option<Box<Rates>>,
     muted_until_ns: u64,
+    /// Time of this thread that its requests took and that was counted, since [`Connection::charge`].
+    counted_ns: u64,
 }
 
 /// The buckets of a connection.
@@ -118,6 +120,18 @@ struct Rates {
     client: Box<str>,
     produce: Option<Arc<Bucket>>,
     fetch: Option<Arc<Bucket>>,
+    time: Option<Arc<Bucket>>,
+}
+
+/// Does something, and takes the time that it took from a bucket.
+fn timed<T>(bucket: Option<&Arc<Bucket>>, now: Now, work: impl FnOnce() -> T) -> T {
+    let Some(bucket) = bucket else {
+        return work();
+    };
+    let begun = Instant::now();
+    let done = work();
+    bucket.take(begun.elapsed().as_nanos() as usize, now.mono_ns);
+    done
 }
 
 impl Connection {
@@ -144,6 +158,7 @@ impl Connection {
             access: Access::new(rules, acl::ANONYMOUS, peer.ip()),
             rates: None,
             muted_until_ns: 0,
+            counted_ns: 0,
         }
     }
 
@@ -187,12 +202,31 @@ impl Connection {
                     client: client.into(),
                     produce: of(Direction::Produce),
                     fetch: of(Direction::Fetch),
+                    time: of(Direction::Time),
                 }))
             }
         };
         match direction {
             Direction::Produce => rates.produce.clone(),
             Direction::Fetch => rates.fetch.clone(),
+            Direction::Time => rates.time.clone(),
+        }
+    }
+
+    /// Whether the time that the thread spends on it is counted.
+    pub fn is_timed(&self) -> bool {
+        self.rates
+            .as_ref()
+            .is_some_and(|rates| rates.time.is_some())
+    }
+
+    /// Counts what the transport spent on it, `spent` less what its requests took: reading, sending, encryption. As
+    /// on Kafka it is waited for with the next request.
+    pub fn charge(&mut self, spent: Duration, now: Now) {
+        let counted = std::mem::take(&mut self.counted_ns);
+        if let Some(bucket) = self.rates.as_ref().and_then(|rates| rates.time.as_ref()) {
+            let rest = (spent.as_nanos() as u64).saturating_sub(counted);
+            bucket.take(rest as usize, now.mono_ns);
         }
     }
 
@@ -255,6 +289,7 @@ struct Link {
 struct Producing {
     connection: ConnectionId,
     ticket: Ticket,
+    time: Option<Arc<Bucket>>,
     shape: Shape,
 }
 
@@ -263,6 +298,7 @@ struct Fetching {
     ticket: Ticket,
     access: Access,
     rate: Option<Arc<Bucket>>,
+    time: Option<Arc<Bucket>>,
     request: FetchRequest,
     deadline_ns: u64,
 }
@@ -271,6 +307,7 @@ struct Fetching {
 struct Listing {
     connection: ConnectionId,
     ticket: Ticket,
+    time: Option<Arc<Bucket>>,
     header: RequestHeader<'static>,
     asked: Vec<(Box<str>, Vec<Asked>)>,
     access: Access,
@@ -291,6 +328,10 @@ pub struct Completed {
     pub connection: ConnectionId,
     /// Which.
     pub ticket: Ticket,
+    /// What was asked.
+    pub api: Api,
+    /// In which version.
+    pub version: i16,
     /// Its answer.
     pub answer: Answer,
     /// For how long its connection is then not read, in milliseconds.
@@ -461,14 +502,42 @@ impl Worker {
         }
         session.set_client_id(header.client_id);
         let ticket = session.begin(request.len());
+        // Who has not proved who it is has no quota of its own.
+        let time = match connection.stage.is_proved() {
+            true => connection.rate(Direction::Time, &self.broker.security, now),
+            false => None,
+        };
+        let begun = time.as_ref().map(|_| Instant::now());
         let done = self.handle(connection, api, &header, &mut body, ticket, now);
+        let mut throttle_ms = 0;
+        if let (Some(time), Some(begun)) = (&time, begun) {
+            let spent = begun.elapsed().as_nanos() as u64;
+            connection.counted_ns += spent;
+            throttle_ms = time.take(spent as usize, now.mono_ns);
+        }
         match done? {
-            Done::Answer(answer) => self.reply(connection, ticket, answer),
+            Done::Answer(mut answer) => {
+                if throttle_ms > 0 {
+                    // What is not served is answered in the oldest version.
+                    let version = if api.serves(header.version) {
+                        header.version
+                    } else {
+                        0
+                    };
+                    throttle::put(&mut answer, api, version, throttle_ms);
+                    connection.mute(throttle_ms, now);
+                }
+                self.reply(connection, ticket, answer);
+            }
             Done::Last(answer, reason) => {
                 self.reply(connection, ticket, answer);
                 return Err(reason);
             }
-            Done::Silent => connection.session.answer(ticket, None),
+            Done::Silent => {
+                connection.mute(throttle_ms, now);
+                connection.session.answer(ticket, None);
+            }
+            // Its completion says for how long it is throttled.
             Done::Later => {}
             Done::Blocked => {
                 connection.session.undo(ticket);
@@ -536,8 +605,7 @@ impl Worker {
             Api::Produce => return self.produce(connection, header, body, ticket, now),
             Api::Fetch => return self.fetch(connection, header, body, ticket, now),
             Api::ListOffsets => {
-                let id = connection.id;
-                return Ok(self.list_offsets(id, access, header, body, ticket, now)?);
+                return Ok(self.list_offsets(connection, header, body, ticket, now)?);
             }
             Api::Metadata => {
                 let request = MetadataRequest::read(body, header.version)?;
@@ -826,6 +894,7 @@ impl Worker {
             let producing = Producing {
                 connection: connection.id,
                 ticket,
+                time: connection.rate(Direction::Time, &self.broker.security, now),
                 shape,
             };
             id = Some(self.produces.begin(producing, results, deadline_ns));
@@ -898,6 +967,7 @@ impl Worker {
             ticket,
             access: connection.access.clone(),
             rate: connection.rate(Direction::Fetch, &self.broker.security, now),
+            time: connection.rate(Direction::Time, &self.broker.security, now),
             deadline_ns: now.mono_ns + wait as u64 * 1_000_000,
             request,
         };
@@ -1004,8 +1074,7 @@ impl Worker {
     /// have its answer before its messages can be read, and whoever asks then must not be told that there are none.
     fn list_offsets(
         &mut self,
-        connection: ConnectionId,
-        access: &Access,
+        connection: &mut Connection,
         header: &RequestHeader<'_>,
         body: &mut Reader<'_>,
         ticket: Ticket,
@@ -1022,8 +1091,9 @@ impl Worker {
             }
         }
         let listing = Listing {
-            connection,
+            connection: connection.id,
             ticket,
+            time: connection.rate(Direction::Time, &self.broker.security, now),
             header: RequestHeader {
                 client_id: None,
                 ..*header
@@ -1033,7 +1103,7 @@ impl Worker {
                 .map(|(name, list)| (name.into(), list))
                 .collect(),
             awaited,
-            access: access.clone(),
+            access: connection.access.clone(),
             deadline_ns: now.mono_ns + OFFSETS_PATIENCE_NS,
         };
         if self.is_settled(&listing) {
@@ -1093,8 +1163,15 @@ impl Worker {
                 continue;
             }
             let listing = self.listings.swap_remove(at);
-            let answer = self.list(&listing, now);
-            self.complete(listing.connection, listing.ticket, vec![answer], 0);
+            let answer = timed(listing.time.as_ref(), now, || self.list(&listing, now));
+            self.complete(Completed {
+                connection: listing.connection,
+                ticket: listing.ticket,
+                api: Api::ListOffsets,
+                version: listing.header.version,
+                answer: vec![answer],
+                throttle_ms: 0,
+            });
             work += 1;
         }
         work
@@ -1131,13 +1208,23 @@ impl Worker {
             self.produced(
                 producing,
                 results.into_iter().map(|r| r.unwrap_or_else(late)),
+                now,
             );
         }
         while let Some(fetching) = self.fetches.next_ready(now.mono_ns) {
             work += 1;
             self.fetch_of.remove(&fetching.connection);
-            if let Some((fetching, answer, throttle_ms)) = self.try_fetch(fetching, now) {
-                self.complete(fetching.connection, fetching.ticket, answer, throttle_ms);
+            let time = fetching.time.clone();
+            let tried = timed(time.as_ref(), now, || self.try_fetch(fetching, now));
+            if let Some((fetching, answer, throttle_ms)) = tried {
+                self.complete(Completed {
+                    connection: fetching.connection,
+                    ticket: fetching.ticket,
+                    api: Api::Fetch,
+                    version: fetching.request.version,
+                    answer,
+                    throttle_ms,
+                });
             }
         }
         work
@@ -1153,7 +1240,14 @@ impl Worker {
         let mail = self.broker.hub.mail(self.thread);
         let work = mail.len();
         for mail in mail {
-            self.complete(mail.connection, mail.ticket, vec![mail.answer], 0);
+            self.complete(Completed {
+                connection: mail.connection,
+                ticket: mail.ticket,
+                api: mail.api,
+                version: mail.version,
+                answer: vec![mail.answer],
+                throttle_ms: 0,
+            });
         }
         work
     }
@@ -1217,7 +1311,7 @@ impl Worker {
         let (error, offset) = (answer.error, answer.base_offset);
         let result = PartResult::of_shard(error, offset, sent.append_time, start);
         if let Some((producing, results)) = self.produces.settle(answer.tag, result) {
-            self.produced(producing, results.into_iter().flatten());
+            self.produced(producing, results.into_iter().flatten(), now);
         }
     }
 
@@ -1232,26 +1326,41 @@ impl Worker {
                 .any(|link| link.link.batches.has_answers() || watched && raised(link))
     }
 
-    fn produced(&mut self, producing: Producing, results: impl Iterator<Item = PartResult>) {
-        let results: Vec<PartResult> = results.collect();
-        let answer = produce::answer(&producing.shape, &results);
-        self.complete(producing.connection, producing.ticket, vec![answer], 0);
+    fn produced(
+        &mut self,
+        producing: Producing,
+        results: impl Iterator<Item = PartResult>,
+        now: Now,
+    ) {
+        let answer = timed(producing.time.as_ref(), now, || {
+            let results: Vec<PartResult> = results.collect();
+            produce::answer(&producing.shape, &results)
+        });
+        self.complete(Completed {
+            connection: producing.connection,
+            ticket: producing.ticket,
+            api: Api::Produce,
+            version: producing.shape.version,
+            answer: vec![answer],
+            throttle_ms: 0,
+        });
     }
 
-    fn complete(
-        &mut self,
-        connection: ConnectionId,
-        ticket: Ticket,
-        answer: Answer,
-        throttle_ms: u64,
-    ) {
-        self.unsent += size(&answer);
-        self.completed.push(Completed {
-            connection,
-            ticket,
-            answer,
-            throttle_ms,
-        });
+    fn complete(&mut self, completed: Completed) {
+        self.unsent += size(&completed.answer);
+        self.completed.push(completed);
+    }
+
+    /// Answers a request of a connection that is there; its connection waits for the time that was taken.
+    pub fn finish(&self, connection: &mut Connection, mut done: Completed, now: Now) {
+        let time = connection.rate(Direction::Time, &self.broker.security, now);
+        let owed_ms = time.map_or(0, |time| time.take(0, now.mono_ns));
+        if owed_ms > done.throttle_ms {
+            throttle::put(&mut done.answer, done.api, done.version, owed_ms);
+        }
+        connection.mute(owed_ms.max(done.throttle_ms), now);
+        let answer = Some(done.answer);
+        connection.session.answer(done.ticket, answer);
     }
 
     /// What was completed since the last call.

@@ -20,7 +20,7 @@ const REQUEST_SIZE: RangeInclusive<u64> = (1 << 20)..=(128 << 20);
 /// Most listening addresses.
 const MAX_LISTENERS: usize = 16;
 /// Most threads that serve connections.
-const MAX_THREADS: u16 = 64;
+pub(super) const MAX_THREADS: u16 = 64;
 /// Most connections; the limit of open files bounds them too.
 const MAX_CONNECTIONS: u32 = 1_000_000;
 
@@ -113,7 +113,7 @@ pub struct Kafka {
     pub super_users: Vec<String>,
     /// Access rules; without any, and without super users, everyone may do everything.
     pub acls: Vec<Rule>,
-    /// Bytes a second.
+    /// Bytes a second, and time.
     pub quotas: Vec<Quota>,
     /// Threads that serve connections.
     pub threads: u16,
@@ -464,6 +464,7 @@ mod tests {
             [[kafka.quota]]
             user = "*"
             producer_byte_rate = "1MiB"
+            request_percentage = 50
             "#
         ))
         .unwrap();
@@ -484,6 +485,7 @@ mod tests {
         assert_eq!(second.target, Target::Group(Pattern::Any));
         assert_eq!((&second.principal, second.deny), (&None, Operations::all()));
         assert_eq!(kafka.quotas[0].produce, Some(1 << 20));
+        assert_eq!(kafka.quotas[0].time, Some(50.0));
         assert_eq!(
             kafka.failed_authentication_delay,
             Duration::from_millis(100)
@@ -533,6 +535,10 @@ mod tests {
                 "kafka.quota",
             ),
             ("[[kafka.quota]]\nuser = \"me\"".to_owned(), "kafka.quota"),
+            (
+                "[[kafka.quota]]\nuser = \"me\"\nrequest_percentage = 0".to_owned(),
+                "kafka.quota.request_percentage",
+            ),
         ] {
             let message = parse(&text).unwrap_err();
             assert!(message.contains(&format!("{key}:")), "{text}: {message}");

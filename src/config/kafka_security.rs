@@ -16,6 +16,8 @@ use crate::broker::security::scram::Verifier;
 const MAX_NAME: usize = 255;
 /// The name that stands for all.
 const ALL: &str = "*";
+/// Greatest share of the threads' time, in percent of one: all that there may be.
+const MAX_PERCENT: f64 = 100.0 * super::kafka::MAX_THREADS as f64;
 /// Least and greatest rate, in bytes a second.
 const RATE: std::ops::RangeInclusive<u64> = 1..=(1 << 40);
 
@@ -64,6 +66,7 @@ pub(super) struct RawQuota {
     client_id: Option<Spanned<String>>,
     producer_byte_rate: Option<Spanned<ByteSize>>,
     consumer_byte_rate: Option<Spanned<ByteSize>>,
+    request_percentage: Option<Spanned<f64>>,
 }
 
 impl Checker<'_> {
@@ -204,21 +207,32 @@ impl Checker<'_> {
                     _ => Err(self.error(rate, key, "a rate is 1 B to 1 TiB a second")),
                 },
             };
+            let time = raw.request_percentage.as_ref().map(|percent| {
+                let value = *percent.get_ref();
+                if value > 0.0 && value <= MAX_PERCENT {
+                    return Ok(value);
+                }
+                let reason = format!(
+                    "{value} is not allowed; above 0 and up to {MAX_PERCENT} is, where 100 is one thread"
+                );
+                Err(self.error(percent, "kafka.quota.request_percentage", reason))
+            });
             let quota = Quota {
                 user: entity(&raw.user),
                 client: entity(&raw.client_id),
                 produce: rate(&raw.producer_byte_rate, "kafka.quota.producer_byte_rate")?,
                 fetch: rate(&raw.consumer_byte_rate, "kafka.quota.consumer_byte_rate")?,
+                time: time.transpose()?,
             };
             let reason = if quota.user.is_none() && quota.client.is_none() {
                 "names neither `user` nor `client_id`; \"*\" stands for each without a quota of its own"
-            } else if quota.produce.is_none() && quota.fetch.is_none() {
-                "gives neither `producer_byte_rate` nor `consumer_byte_rate`"
+            } else if quota.produce.is_none() && quota.fetch.is_none() && quota.time.is_none() {
+                "gives none of `producer_byte_rate`, `consumer_byte_rate` and `request_percentage`"
             } else if quotas
                 .iter()
                 .any(|other| other.user == quota.user && other.client == quota.client)
             {
-                "is for the same user and client as another; put both rates into one"
+                "is for the same user and client as another; put the rates into one"
             } else {
                 quotas.push(quota);
                 continue;

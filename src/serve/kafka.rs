@@ -642,8 +642,7 @@ impl Thread {
                 let at = done.connection as u32 as usize;
                 match self.conns.get_mut(at) {
                     Some(Some(conn)) if conn.state.id() == done.connection => {
-                        conn.state.session().answer(done.ticket, Some(done.answer));
-                        conn.state.mute(done.throttle_ms, now);
+                        self.worker.finish(&mut conn.state, done, now);
                         conn.last = Instant::now();
                         self.pump(at);
                     }
@@ -668,7 +667,11 @@ impl Thread {
             return;
         };
         let before = conn.input.len();
+        let begun = conn.state.is_timed().then(Instant::now);
         let fate = self.turn(&mut conn);
+        if let Some(begun) = begun {
+            conn.state.charge(begun.elapsed(), self.now());
+        }
         self.partial = self.partial + conn.input.len() - before;
         match fate {
             Fate::Stays => {

@@ -1,4 +1,5 @@
-//! Quotas: how many bytes a second clients may produce and fetch, and how long they wait beyond that.
+//! Quotas: how many bytes a second clients may produce and fetch, how much of the broker's threads' time they may take,
+//! and how long they wait beyond that.
 //!
 //! Source: Kafka's documentation of client quotas, whose order of precedence holds. As on Kafka a request over the
 //! quota is served, its answer says how long the client is throttled, and its connection is not read for so
@@ -14,6 +15,9 @@ const BURST_NS: u64 = 1_000_000_000;
 /// The longest that one answer throttles, in milliseconds: below clients' request time-outs. What is still owed
 /// then counts with the next request.
 const MAX_THROTTLE_MS: u64 = 10_000;
+/// The same for time, as on Kafka, where it is one window of the measurement: all requests are muted by it, those that
+/// keep a member in its group among them.
+const MAX_TIME_THROTTLE_MS: u64 = 1_000;
 /// Buckets beyond which those that nobody uses are looked for.
 const MANY: usize = 1024;
 
@@ -27,7 +31,7 @@ pub enum Entity {
 }
 
 /// A quota: at least one of `user` and `client` is given.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Quota {
     /// The principal.
     pub user: Option<Entity>,
@@ -37,36 +41,54 @@ pub struct Quota {
     pub produce: Option<u64>,
     /// Bytes a second of fetched records.
     pub fetch: Option<u64>,
+    /// Time of the broker's threads, in percent of one of them.
+    pub time: Option<f64>,
 }
 
-/// The direction of a rate.
+/// What a rate is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
-    /// In.
+    /// Bytes in.
     Produce,
-    /// Out.
+    /// Bytes out.
     Fetch,
+    /// Nanoseconds of threads.
+    Time,
+}
+
+impl Quota {
+    /// What a unit of its rate costs, in nanoseconds; `None`: it has no such rate.
+    fn cost(&self, direction: Direction) -> Option<f64> {
+        let bytes = |rate: u64| 1e9 / rate.max(1) as f64;
+        match direction {
+            Direction::Produce => self.produce.map(bytes),
+            Direction::Fetch => self.fetch.map(bytes),
+            Direction::Time => self.time.map(|percent| 100.0 / percent),
+        }
+    }
 }
 
 /// A rate and what was taken of it.
 #[derive(Debug)]
 pub struct Bucket {
-    ns_per_byte: f64,
+    ns_per_unit: f64,
+    max_throttle_ms: u64,
     /// When all that was taken will have been allowed, in nanoseconds of the broker's clock.
     paid_at: AtomicU64,
 }
 
 impl Bucket {
-    fn new(bytes_per_second: u64) -> Self {
+    fn new(ns_per_unit: f64, max_throttle_ms: u64) -> Self {
         Self {
-            ns_per_byte: 1e9 / bytes_per_second.max(1) as f64,
+            ns_per_unit,
+            max_throttle_ms,
             paid_at: AtomicU64::new(0),
         }
     }
 
-    /// Takes so many bytes; gives the milliseconds that the client is to wait.
-    pub fn take(&self, bytes: usize, now_ns: u64) -> u64 {
-        let cost = (bytes as f64 * self.ns_per_byte) as u64;
+    /// Takes so many bytes or nanoseconds; gives the milliseconds that the client is to wait.
+    pub fn take(&self, units: usize, now_ns: u64) -> u64 {
+        let cost = (units as f64 * self.ns_per_unit) as u64;
         let pay = |paid: u64| {
             paid.max(now_ns.saturating_sub(BURST_NS))
                 .saturating_add(cost)
@@ -76,7 +98,7 @@ impl Bucket {
             .paid_at
             .fetch_update(Relaxed, Relaxed, |paid| Some(pay(paid)));
         let owed = before.map_or(0, pay).saturating_sub(now_ns);
-        owed.div_ceil(1_000_000).min(MAX_THROTTLE_MS)
+        owed.div_ceil(1_000_000).min(self.max_throttle_ms)
     }
 
     fn owes(&self, now_ns: u64) -> bool {
@@ -111,28 +133,24 @@ impl Quotas {
         client: &str,
         now_ns: u64,
     ) -> Option<Arc<Bucket>> {
-        let rate = |quota: &Quota| match direction {
-            Direction::Produce => quota.produce,
-            Direction::Fetch => quota.fetch,
-        };
         // The closest is that of the user by name, then by default; of each, that of the client.
         let closeness = |entity: &Option<Entity>, name: &str| match entity {
             None => Some(0),
             Some(Entity::Default) => Some(1),
             Some(Entity::Name(wanted)) => (wanted == name).then_some(2),
         };
-        let (_, quota) = self
+        let (_, quota, cost) = self
             .quotas
             .iter()
-            .filter(|quota| rate(quota).is_some())
             .filter_map(|quota| {
+                let cost = quota.cost(direction)?;
                 let close = (
                     closeness(&quota.user, user)?,
                     closeness(&quota.client, client)?,
                 );
-                Some((close, quota))
+                Some((close, quota, cost))
             })
-            .max_by_key(|(close, _)| *close)?;
+            .max_by_key(|(close, ..)| *close)?;
         let key = (
             direction,
             quota.user.as_ref().map(|_| user.into()),
@@ -142,9 +160,13 @@ impl Quotas {
         if buckets.len() >= MANY && !buckets.contains_key(&key) {
             buckets.retain(|_, bucket| Arc::strong_count(bucket) > 1 || bucket.owes(now_ns));
         }
+        let most = match direction {
+            Direction::Time => MAX_TIME_THROTTLE_MS,
+            _ => MAX_THROTTLE_MS,
+        };
         let bucket = buckets
             .entry(key)
-            .or_insert_with(|| Arc::new(Bucket::new(rate(quota).unwrap_or(u64::MAX))));
+            .or_insert_with(|| Arc::new(Bucket::new(cost, most)));
         Some(Arc::clone(bucket))
     }
 
@@ -162,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_second_is_free_and_the_rest_is_waited_for() {
-        let bucket = Bucket::new(1000);
+        let bucket = Bucket::new(1e6, MAX_THROTTLE_MS);
         let now = 100 * S;
         assert_eq!(bucket.take(600, now), 0);
         assert_eq!(bucket.take(400, now), 0);
@@ -187,6 +209,26 @@ mod tests {
     }
 
     #[test]
+    fn time_is_a_share_of_a_thread() {
+        let quotas = Quotas::new(vec![Quota {
+            user: Some(Entity::Default),
+            client: None,
+            produce: None,
+            fetch: None,
+            time: Some(20.0),
+        }]);
+        let bucket = quotas.bucket(Direction::Time, "u", "c", 0).unwrap();
+        let now = 100 * S;
+        let ms = 1_000_000;
+        // A second's worth at once, then five times what it took.
+        assert_eq!(bucket.take(200 * ms, now), 0);
+        assert_eq!(bucket.take(100 * ms, now), 500);
+        assert_eq!(bucket.take(0, now + S / 2), 0);
+        assert_eq!(bucket.take(10_000 * ms, now + S), MAX_TIME_THROTTLE_MS);
+        assert!(quotas.bucket(Direction::Produce, "u", "c", 0).is_none());
+    }
+
+    #[test]
     fn the_closest_quota_counts() {
         let of = |user: &str, client: &str, rate| {
             let entity = |name: &str| match name {
@@ -199,6 +241,7 @@ mod tests {
                 client: entity(client),
                 produce: Some(rate),
                 fetch: None,
+                time: None,
             }
         };
         let quotas = Quotas::new(vec![
@@ -212,7 +255,7 @@ mod tests {
         ]);
         let rate = |user, client| {
             let bucket = quotas.bucket(Direction::Produce, user, client, 0).unwrap();
-            (1e9 / bucket.ns_per_byte).round() as u64
+            (1e9 / bucket.ns_per_unit).round() as u64
         };
         assert_eq!(rate("u", "c"), 7);
         assert_eq!(rate("u", "d"), 6);
@@ -236,6 +279,7 @@ mod tests {
             client: Some(Entity::Default),
             produce: Some(10),
             fetch: None,
+            time: None,
         }]);
         for i in 0..10 * MANY {
             let now = i as u64 * S;
