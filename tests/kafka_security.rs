@@ -501,6 +501,94 @@ fn a_failed_login_is_answered_late_and_holds_up_nobody() {
     assert_eq!(closed.get("authentication_failed"), Some(&1));
 }
 
+/// Users, rules and certificates change while the server runs: all that was written, or nothing.
+#[test]
+fn a_hang_up_reads_users_rules_and_certificates_again() {
+    use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
+    use kafka_protocol::messages::{
+        MetadataRequest, SaslAuthenticateRequest, SaslHandshakeRequest, TopicName,
+    };
+    use kafka_protocol::protocol::StrBytes;
+    let secure = Secure::start(
+        &["root", "alice"],
+        "[[kafka.acl]]\nprincipal = \"alice\"\ngroup = \"*\"\nallow = [\"Read\"]\n",
+    );
+    let login = |user: &str, protocol: &str, ca: &str| {
+        vec![
+            format!("security.protocol={protocol}"),
+            "sasl.mechanisms=SCRAM-SHA-256".to_owned(),
+            format!("sasl.username={user}"),
+            format!("sasl.password={PASSWORD}"),
+            format!("ssl.ca.location={}", secure.file(ca)),
+        ]
+    };
+    let list = |user: &str, ca: &str| {
+        let config = login(user, "SASL_SSL", ca);
+        let config: Vec<&str> = config.iter().map(String::as_str).collect();
+        secure.list(&secure.sasl_tls, &config)
+    };
+    let config = login("root", "SASL_PLAINTEXT", "ca.pem");
+    let config: Vec<&str> = config.iter().map(String::as_str).collect();
+    let sent = secure.kcat(&secure.sasl, &config, &["-P", "-t", "orders"], "one\n");
+    assert!(sent.status.success());
+
+    // A connection that lives through all of it.
+    let mut alice = support::kafka::Connection::open(secure.sasl.parse().unwrap()).unwrap();
+    let plain = SaslHandshakeRequest::default().with_mechanism(StrBytes::from_static_str("PLAIN"));
+    assert_eq!(alice.call(1, &plain).unwrap().error_code, 0);
+    let token = format!("\0alice\0{PASSWORD}").into_bytes();
+    let token = SaslAuthenticateRequest::default().with_auth_bytes(token.into());
+    assert_eq!(alice.call(2, &token).unwrap().error_code, 0);
+    let mut sees = || {
+        let name = TopicName(StrBytes::from_static_str("orders"));
+        let topic = MetadataRequestTopic::default().with_name(Some(name));
+        let request = MetadataRequest::default().with_topics(Some(vec![topic]));
+        match alice.call(9, &request).unwrap().topics[0].error_code {
+            0 => true,
+            29 => false,
+            code => panic!("{code}"),
+        }
+    };
+    assert!(!sees());
+
+    let path = secure.server.config_path();
+    let before = std::fs::read_to_string(path).unwrap();
+    let rule = |operation: &str| {
+        format!(
+            "[[kafka.acl]]\nprincipal = \"alice\"\ntopic = \"orders\"\nallow = [\"{operation}\"]\n"
+        )
+    };
+    let read_again = |text: &str, says: &str, times: usize| {
+        std::fs::write(path, text).unwrap();
+        secure.server.hang_up();
+        support::wait_until(says, || secure.server.log().matches(says).count() == times);
+    };
+    // A mistake in the file, a certificate that is none: nothing changes, whatever else is right.
+    read_again(&(before.clone() + &rule("Look")), "nothing was changed", 1);
+    let fine = before.clone() + &rule("Read") + &user("bob");
+    let certificate = std::fs::read(secure.file("server.pem")).unwrap();
+    std::fs::write(secure.file("server.pem"), "nothing").unwrap();
+    read_again(&fine, "nothing was changed", 2);
+    let moved = fine.replace("security = \"sasl\"\n", "security = \"none\"\n");
+    std::fs::write(secure.file("server.pem"), certificate).unwrap();
+    read_again(&moved, "nothing was changed", 3);
+    assert!(!sees());
+    let said = list("bob", "ca.pem");
+    assert!(said.contains("invalid credentials"), "{said}");
+    assert!(list("root", "ca.pem").contains("topic \"orders\""));
+
+    // All of it, with another authority.
+    std::fs::rename(secure.file("ca.pem"), secure.file("old.pem")).unwrap();
+    certificates(secure.folder.path());
+    read_again(&fine, "certificates again", 1);
+    assert!(sees());
+    let said = list("bob", "ca.pem");
+    assert!(said.contains("1 brokers"), "{said}");
+    let said = list("bob", "old.pem");
+    assert!(!said.contains("1 brokers"), "{said}");
+    assert_eq!(secure.server.stats().imbalances(), Vec::<String>::new());
+}
+
 #[test]
 fn an_open_address_must_be_chosen() {
     let folder = tempfile::tempdir().unwrap();

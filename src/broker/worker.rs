@@ -23,7 +23,7 @@ use crate::broker::producer_ids::ProducerIds;
 use crate::broker::security::acl::{self, Access, Operation, Resource};
 use crate::broker::security::quota::{Bucket, Direction};
 use crate::broker::security::sasl::{self, Stage, Step};
-use crate::broker::security::{Proof, Security};
+use crate::broker::security::{Loaded, Proof, Security};
 use crate::broker::session::{self, Framing, LENGTH_LEN, Limits, REQUEST_MIN, Session, Ticket};
 use crate::broker::topics::{Place, Topics};
 use crate::broker::waiting::{Progress, WaitId, Waiting};
@@ -107,6 +107,8 @@ pub struct Connection {
     listener: usize,
     stage: Stage,
     access: Access,
+    /// What held for its last request, and in which version.
+    security: (u64, Arc<Loaded>),
     /// Its buckets, where there are quotas.
     rates: Option<Box<Rates>>,
     muted_until_ns: u64,
@@ -144,7 +146,9 @@ impl Connection {
         listener: usize,
     ) -> Self {
         let sasl = broker.listeners.get(listener).is_none_or(|l| l.proof.sasl);
-        let rules = Arc::clone(&broker.security.rules);
+        // The version first: what is loaded in between is loaded again.
+        let security = (broker.security.version(), broker.security.current());
+        let rules = Arc::clone(&security.1.rules);
         Self {
             id,
             local,
@@ -156,6 +160,7 @@ impl Connection {
                 false => Stage::Proved,
             },
             access: Access::new(rules, acl::ANONYMOUS, peer.ip()),
+            security,
             rates: None,
             muted_until_ns: 0,
             counted_ns: 0,
@@ -185,9 +190,20 @@ impl Connection {
         self.muted_until_ns
     }
 
+    /// Takes in what was loaded since its last request.
+    fn refresh(&mut self, security: &Security) {
+        let version = security.version();
+        if self.security.0 != version {
+            self.security = (version, security.current());
+            self.access.set_rules(Arc::clone(&self.security.1.rules));
+            self.rates = None;
+        }
+    }
+
     /// Its bucket of a direction.
-    fn rate(&mut self, direction: Direction, security: &Security, now: Now) -> Option<Arc<Bucket>> {
-        if security.quotas.is_empty() {
+    fn rate(&mut self, direction: Direction, now: Now) -> Option<Arc<Bucket>> {
+        let quotas = &self.security.1.quotas;
+        if quotas.is_empty() {
             return None;
         }
         let client = self.session.client_id();
@@ -196,7 +212,7 @@ impl Connection {
             _ => {
                 let of = |direction| {
                     let user = self.access.principal();
-                    security.quotas.bucket(direction, user, client, now.mono_ns)
+                    quotas.bucket(direction, user, client, now.mono_ns)
                 };
                 self.rates.insert(Box::new(Rates {
                     client: client.into(),
@@ -479,6 +495,7 @@ impl Worker {
         request: &[u8],
         now: Now,
     ) -> Result<bool, Close> {
+        connection.refresh(&self.broker.security);
         if connection.stage.is_raw() {
             self.raw_token(connection, request)?;
             return Ok(true);
@@ -504,7 +521,7 @@ impl Worker {
         let ticket = session.begin(request.len());
         // Who has not proved who it is has no quota of its own.
         let time = match connection.stage.is_proved() {
-            true => connection.rate(Direction::Time, &self.broker.security, now),
+            true => connection.rate(Direction::Time, now),
             false => None,
         };
         let begun = time.as_ref().map(|_| Instant::now());
@@ -556,7 +573,7 @@ impl Worker {
     /// Takes a token that came without a header.
     fn raw_token(&mut self, connection: &mut Connection, token: &[u8]) -> Result<(), Close> {
         let ticket = connection.session.begin(token.len());
-        match self.token(connection, token) {
+        match Self::token(connection, token) {
             Step::Continue(token) | Step::Proved { token, .. } => {
                 let mut answer = (token.len() as i32).to_be_bytes().to_vec();
                 answer.extend_from_slice(&token);
@@ -567,8 +584,9 @@ impl Worker {
         }
     }
 
-    fn token(&self, connection: &mut Connection, token: &[u8]) -> Step {
-        let step = connection.stage.token(&self.broker.security.users, token);
+    fn token(connection: &mut Connection, token: &[u8]) -> Step {
+        let users = &connection.security.1.users;
+        let step = connection.stage.token(users, token);
         match &step {
             Step::Proved { user, .. } => connection.set_principal(user),
             Step::Failed(mechanism, reason) => {
@@ -644,7 +662,7 @@ impl Worker {
                 }
             }
             Api::SaslAuthenticate => {
-                let step = self.token(connection, sasl::token(body)?);
+                let step = Self::token(connection, sasl::token(body)?);
                 let answer = vec![sasl::answer(header, &step)];
                 match step {
                     Step::Continue(_) | Step::Proved { .. } => Done::Answer(answer),
@@ -819,7 +837,7 @@ impl Worker {
         }
 
         let throttle_ms = connection
-            .rate(Direction::Produce, &self.broker.security, now)
+            .rate(Direction::Produce, now)
             .map_or(0, |bucket| bucket.take(len, now.mono_ns));
         connection.mute(throttle_ms, now);
         let access = &connection.access;
@@ -894,7 +912,7 @@ impl Worker {
             let producing = Producing {
                 connection: connection.id,
                 ticket,
-                time: connection.rate(Direction::Time, &self.broker.security, now),
+                time: connection.rate(Direction::Time, now),
                 shape,
             };
             id = Some(self.produces.begin(producing, results, deadline_ns));
@@ -966,8 +984,8 @@ impl Worker {
             connection: connection.id,
             ticket,
             access: connection.access.clone(),
-            rate: connection.rate(Direction::Fetch, &self.broker.security, now),
-            time: connection.rate(Direction::Time, &self.broker.security, now),
+            rate: connection.rate(Direction::Fetch, now),
+            time: connection.rate(Direction::Time, now),
             deadline_ns: now.mono_ns + wait as u64 * 1_000_000,
             request,
         };
@@ -1093,7 +1111,7 @@ impl Worker {
         let listing = Listing {
             connection: connection.id,
             ticket,
-            time: connection.rate(Direction::Time, &self.broker.security, now),
+            time: connection.rate(Direction::Time, now),
             header: RequestHeader {
                 client_id: None,
                 ..*header
@@ -1353,7 +1371,7 @@ impl Worker {
 
     /// Answers a request of a connection that is there; its connection waits for the time that was taken.
     pub fn finish(&self, connection: &mut Connection, mut done: Completed, now: Now) {
-        let time = connection.rate(Direction::Time, &self.broker.security, now);
+        let time = connection.rate(Direction::Time, now);
         let owed_ms = time.map_or(0, |time| time.take(0, now.mono_ns));
         if owed_ms > done.throttle_ms {
             throttle::put(&mut done.answer, done.api, done.version, owed_ms);

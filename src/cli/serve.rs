@@ -1,4 +1,4 @@
-//! `taffrail serve`: runs the server until SIGTERM or SIGINT.
+//! `taffrail serve`: runs the server until SIGTERM or SIGINT; SIGHUP reads users and certificates again.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ pub struct Args {
 /// Ends after a clean stop, or with the reason why there was none.
 pub fn run(args: &Args) -> CliResult {
     let config = Config::load(&args.config)?;
-    let summary = crate::serve::serve(&config)?;
+    let summary = crate::serve::serve(&config, &args.config)?;
     println!(
         "stopped; of {} messages received in this run {} were stored",
         summary.received, summary.stored

@@ -9,8 +9,8 @@
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
@@ -29,7 +29,7 @@ use crate::broker::producer_ids::ProducerIds;
 use crate::broker::security::acl::Rules;
 use crate::broker::security::quota::Quotas;
 use crate::broker::security::sasl::Users;
-use crate::broker::security::{Proof, Security};
+use crate::broker::security::{Loaded, Proof, Security};
 use crate::broker::session::Limits;
 use crate::broker::topics::{OFFSETS_TOPIC, Topics};
 use crate::broker::worker::{self, Broker, Close, Connection, ShardLink, Worker};
@@ -147,7 +147,7 @@ impl Wiring {
         });
         let threads = Threads::start(config, broker, workers.collect(), self.wakes)?;
         for (listener, address) in config.listeners.iter().zip(&threads.addresses) {
-            say(listener, address, broker.security.rules.is_open());
+            say(listener, address, broker.security.current().rules.is_open());
         }
         Ok(threads)
     }
@@ -262,16 +262,7 @@ pub(super) fn broker(
                 },
             })
             .collect(),
-        security: Security {
-            users: Users::new(
-                kafka
-                    .users
-                    .iter()
-                    .map(|user| (user.name.clone(), user.verifiers.clone())),
-            ),
-            rules: Arc::new(Rules::new(&kafka.super_users, &kafka.acls)),
-            quotas: Quotas::new(kafka.quotas.clone()),
-        },
+        security: Security::new(security(kafka)),
         auto_create: kafka.auto_create_topics,
         default_partitions: kafka.default_partitions,
         limits: Limits {
@@ -284,8 +275,29 @@ pub(super) fn broker(
     }))
 }
 
+/// What a configuration says of clients.
+fn security(kafka: &Kafka) -> Loaded {
+    let users = kafka.users.iter();
+    Loaded {
+        users: Users::new(users.map(|user| (user.name.clone(), user.verifiers.clone()))),
+        rules: Arc::new(Rules::new(&kafka.super_users, &kafka.acls)),
+        quotas: Quotas::new(kafka.quotas.clone()),
+    }
+}
+
+/// TLS of each listener, the same for all threads.
+type TlsOfListeners = Arc<RwLock<Vec<Option<Arc<ServerConfig>>>>>;
+
+/// Reads the listeners' files.
+fn load_tls(listeners: &[Listener]) -> Result<Vec<Option<Arc<ServerConfig>>>, String> {
+    let tls = listeners.iter().map(|listener| listener.tls.as_ref());
+    tls.map(|files| files.map(tls::load).transpose()).collect()
+}
+
 /// Running threads.
 pub(super) struct Threads {
+    tls: TlsOfListeners,
+    listeners: Vec<Listener>,
     stop: Arc<AtomicBool>,
     wakes: Vec<Arc<Wake>>,
     handles: Vec<std::thread::JoinHandle<Worker>>,
@@ -302,18 +314,15 @@ impl Threads {
         wakes: Vec<Arc<Wake>>,
     ) -> Result<Self, Error> {
         let stop = Arc::new(AtomicBool::new(false));
+        let tls = Arc::new(RwLock::new(load_tls(&config.listeners)?));
         let mut threads = Self {
+            tls: Arc::clone(&tls),
+            listeners: config.listeners.clone(),
             stop: Arc::clone(&stop),
             wakes: wakes.clone(),
             handles: Vec::new(),
             addresses: config.listeners.iter().map(|l| l.address).collect(),
         };
-        let tls: Result<Vec<_>, String> = config
-            .listeners
-            .iter()
-            .map(|listener| listener.tls.as_ref().map(tls::load).transpose())
-            .collect();
-        let tls = tls?;
         for (index, (links, wake)) in workers.into_iter().zip(wakes).enumerate() {
             let mut listeners = Vec::new();
             for address in &mut threads.addresses {
@@ -323,8 +332,9 @@ impl Threads {
                 *address = listener.local_addr()?;
                 listeners.push(listener);
             }
-            let listeners = listeners.into_iter().zip(tls.iter().cloned()).collect();
-            let thread = Thread::new(config, Arc::clone(broker), index, links, wake, listeners)?;
+            let broker = Arc::clone(broker);
+            let tls = Arc::clone(&tls);
+            let thread = Thread::new(config, broker, index, links, wake, listeners, tls)?;
             let stop = Arc::clone(&stop);
             let handle = std::thread::Builder::new()
                 .name(format!("kafka-{index}"))
@@ -332,6 +342,30 @@ impl Threads {
             threads.handles.push(handle);
         }
         Ok(threads)
+    }
+
+    /// Takes users, rules, quotas and certificates from another configuration: all of it, or, with an error, nothing.
+    /// They hold for new connections, and rules and quotas for the next request of every connection.
+    pub(super) fn reload(&self, kafka: &Kafka, broker: &Broker) -> Result<(), Error> {
+        let fixed = |l: &Listener| (l.address, l.advertised.clone(), l.security);
+        let (before, after) = (
+            self.listeners.iter().map(fixed),
+            kafka.listeners.iter().map(fixed),
+        );
+        if !before.eq(after) {
+            return Err(
+                "listeners, their `advertised` and `security` change by a restart only".into(),
+            );
+        }
+        let tls = load_tls(&kafka.listeners)?;
+        let security = security(kafka);
+        let open = security.rules.is_open();
+        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
+        broker.security.replace(security);
+        for (listener, address) in kafka.listeners.iter().zip(&self.addresses) {
+            say(listener, address, open);
+        }
+        Ok(())
     }
 
     /// Stops them: no new requests; returns once shards have answered. What is returned is to be dropped when
@@ -413,7 +447,7 @@ struct Thread {
     poll: Poll,
     wake: Arc<Wake>,
     listeners: Vec<TcpListener>,
-    tls: Vec<Option<Arc<ServerConfig>>>,
+    tls: TlsOfListeners,
     worker: Worker,
     broker: Arc<Broker>,
     conns: Vec<Option<Conn>>,
@@ -444,9 +478,9 @@ impl Thread {
         index: usize,
         links: Vec<ShardLink>,
         wake: Arc<Wake>,
-        listeners: Vec<(TcpListener, Option<Arc<ServerConfig>>)>,
+        mut listeners: Vec<TcpListener>,
+        tls: TlsOfListeners,
     ) -> io::Result<Self> {
-        let (mut listeners, tls): (Vec<_>, Vec<_>) = listeners.into_iter().unzip();
         let poll = Poll::new()?;
         let registry = poll.registry();
         registry.register(&mut SourceFd(&wake.descriptor()), WAKE, Interest::READABLE)?;
@@ -595,7 +629,8 @@ impl Thread {
                 .registry()
                 .register(&mut stream, Token(at), interest)?;
             let local = stream.local_addr()?;
-            let tls = self.tls.get(listener).and_then(Option::as_ref);
+            let all = self.tls.read().unwrap_or_else(PoisonError::into_inner);
+            let tls = all.get(listener).and_then(Option::as_ref);
             Ok((local, Transport::new(stream, tls)?))
         });
         let (local, stream) = match prepared {

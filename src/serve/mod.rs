@@ -18,6 +18,7 @@ mod store;
 pub mod tls;
 mod topics;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -56,8 +57,9 @@ pub struct Summary {
     pub received: u64,
 }
 
-/// Runs the server until SIGTERM or SIGINT.
-pub fn serve(config: &Config) -> Result<Summary, Error> {
+/// Runs the server until SIGTERM or SIGINT. SIGHUP has it read users, rules, quotas and certificates from `file`, the
+/// configuration's, again.
+pub fn serve(config: &Config, file: &Path) -> Result<Summary, Error> {
     let signals = Signals::register()?;
     crate::memory::allocator::keep_freed();
     let mut fatal = Vec::new();
@@ -230,6 +232,15 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
     while !signals.stop() && handles.iter().all(|handle| !handle.is_finished()) {
         std::thread::sleep(WATCH_INTERVAL.min(signals.patience()));
         watch.look();
+        if signals.reload.swap(false, Ordering::Relaxed) {
+            match reload(file, threads.as_ref(), &sources) {
+                Ok(()) => tracing::info!(
+                    "read users, rules, quotas and certificates again from {}",
+                    file.display()
+                ),
+                Err(error) => tracing::error!("nothing was changed: {error}"),
+            }
+        }
     }
     tracing::info!("stopping: storing what has been received");
     topics.stop();
@@ -269,6 +280,22 @@ pub fn serve(config: &Config) -> Result<Summary, Error> {
         Some(error) => Err(error),
         None => Ok(summary),
     }
+}
+
+/// Reads the configuration again, for what may change while the server runs.
+fn reload(
+    file: &Path,
+    threads: Option<&kafka::Threads>,
+    sources: &stats::Sources,
+) -> Result<(), Error> {
+    let (Some(threads), Some(broker)) = (threads, sources.kafka.get()) else {
+        return Err("this server does not serve Kafka's protocol".into());
+    };
+    let config = Config::load(file)?;
+    let kafka = config
+        .kafka
+        .ok_or("[kafka] is gone from the configuration: that takes a restart")?;
+    threads.reload(&kafka, broker)
 }
 
 /// What wakes each lcore; `None`: it polls queues, which wake nobody.
@@ -329,9 +356,10 @@ fn listeners(config: &Config, port: usize) -> Vec<crate::net::Listener> {
     raw.chain(datagram).collect()
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM and SIGINT; SIGHUP.
 struct Signals {
     stop: Arc<std::sync::atomic::AtomicBool>,
+    reload: Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl Signals {
@@ -343,7 +371,9 @@ impl Signals {
             signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop))?;
             signal_hook::flag::register(signal, Arc::clone(&stop))?;
         }
-        Ok(Self { stop })
+        let reload = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::clone(&reload))?;
+        Ok(Self { stop, reload })
     }
 
     fn stop(&self) -> bool {

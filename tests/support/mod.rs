@@ -414,6 +414,11 @@ impl Server {
         self.signal(libc::SIGTERM);
     }
 
+    /// SIGHUP: the configuration is read again.
+    pub fn hang_up(&self) {
+        self.signal(libc::SIGHUP);
+    }
+
     /// SIGTERM; returns once the server has ended well.
     pub fn stop(&mut self) {
         self.terminate();

@@ -236,6 +236,11 @@ impl Access {
         }
     }
 
+    /// Other rules hold from now on.
+    pub fn set_rules(&mut self, rules: Arc<Rules>) {
+        self.rules = rules;
+    }
+
     /// Becomes someone.
     pub fn set_principal(&mut self, principal: &str) {
         self.principal = principal.into();
