@@ -7,6 +7,7 @@
 
 pub mod kafka;
 pub mod kafka_security;
+pub mod memory;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -97,6 +98,8 @@ pub struct Config {
     pub datagram: Option<Datagram>,
     /// Kafka's protocol over the kernel's TCP, where it is offered.
     pub kafka: Option<kafka::Kafka>,
+    /// How much memory the process may take.
+    pub memory: memory::Memory,
     /// Unix socket on which the running server answers `taffrail stats` and `taffrail read`.
     pub control_socket: PathBuf,
 }
@@ -298,6 +301,8 @@ struct File {
     datagram: Option<RawDatagram>,
     kafka: Option<kafka::RawKafka>,
     #[serde(default)]
+    memory: memory::RawMemory,
+    #[serde(default)]
     control: RawControl,
 }
 
@@ -397,6 +402,12 @@ impl Config {
             source,
         })?;
         Self::parse(&text, path)
+    }
+
+    /// Whether a topic of the configuration keeps a key index.
+    pub(crate) fn has_key_index(&self) -> bool {
+        let set = |topic: &Topic| topic.settings.contains_key("index");
+        self.topics.iter().any(set)
     }
 
     /// Validates `text`; `path` only names it in errors.
@@ -559,7 +570,7 @@ impl Checker<'_> {
             udp.push(source);
         }
 
-        Ok(Config {
+        let config = Config {
             storage,
             lcores,
             eal,
@@ -568,11 +579,14 @@ impl Checker<'_> {
             udp,
             datagram,
             kafka: file.kafka.map(|raw| self.kafka(raw)).transpose()?,
+            memory: self.memory(&file.memory)?,
             control_socket: file
                 .control
                 .socket
                 .unwrap_or_else(|| PathBuf::from(DEFAULT_CONTROL_SOCKET)),
-        })
+        };
+        self.memory_fits(&file.memory, &config)?;
+        Ok(config)
     }
 
     fn storage(&self, raw: RawStorage) -> Result<Storage, ConfigError> {
@@ -1085,6 +1099,7 @@ mod tests {
         explicit.ports[0].vlan = None;
         explicit.kafka.as_mut().unwrap().listeners[0].advertised = None;
         explicit.topics[0].settings.clear();
+        explicit.memory = memory::Memory::default();
         // `port = "p0"` limits the entry to that port, the default is all.
         explicit.udp[0].port = None;
         assert_eq!(written, explicit);

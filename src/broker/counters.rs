@@ -22,6 +22,8 @@ pub struct Counters {
     pub tls_failed: AtomicU64,
     /// Connections closed because they had not proved who they are in time.
     pub late: AtomicU64,
+    /// Connections closed because they moved neither requests nor answers on while others waited for their memory.
+    pub stalled: AtomicU64,
     /// Batches handed to shards.
     pub batches_in: AtomicU64,
     /// Batches that no shard was given: of unknown topics, not allowed, too large, or wrong in themselves.
@@ -88,6 +90,7 @@ impl Counters {
                 ("idle", self.idle.load(Relaxed)),
                 ("tls_failed", self.tls_failed.load(Relaxed)),
                 ("authentication_timeout", self.late.load(Relaxed)),
+                ("stalled", self.stalled.load(Relaxed)),
             ])
             .filter(|(_, count)| *count > 0)
     }

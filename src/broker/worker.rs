@@ -28,6 +28,7 @@ use crate::broker::session::{self, Framing, LENGTH_LEN, Limits, REQUEST_MIN, Ses
 use crate::broker::topics::{Place, Topics};
 use crate::broker::waiting::{Progress, WaitId, Waiting};
 use crate::broker::{admin, throttle, waiting};
+use crate::memory::budget::{Budget, Charge, Part as Account};
 use crate::shard::link::{BatchAnswer, BatchLink, LINK_BATCHES};
 use crate::shard::{BatchBuffer, Now, ShardStats};
 use crate::storage::{LogReader, ReadError};
@@ -35,10 +36,15 @@ use crate::wire::datagram::ErrorCode;
 use crate::wire::kafka::{Api, Code, Malformed, Reader, RequestHeader};
 use crate::wire::record_batch;
 
-/// Bytes of answers that a thread's connections may have unsent before new fetches wait.
-const MAX_UNSENT: usize = 256 << 20;
-/// Bytes of batches that a thread may have on their way to shards.
-const MAX_ON_THEIR_WAY: usize = 256 << 20;
+/// Of a thread's share of memory for answers, one part in so many is not for fetches: heartbeats and commits are answered
+/// while consumers do not take what they fetched.
+const OTHERS_PART: u64 = 8;
+/// So many parts of so many of a thread's share of memory for requests are for batches on their way to shards.
+const ON_THEIR_WAY: (u64, u64) = (3, 8);
+/// A fetch gets one part in so many of what is free for fetches, at most.
+const FAIR_PART: u64 = 8;
+/// How long a fetch waits before it looks again for memory for its answer.
+const FULL_PATIENCE_NS: u64 = 20_000_000;
 /// How long a request for offsets waits at most for what was stored before it to become durable: a commit takes
 /// milliseconds, a disk that takes longer is in trouble.
 const OFFSETS_PATIENCE_NS: u64 = 2_000_000_000;
@@ -69,6 +75,10 @@ pub struct Broker {
     pub started: Instant,
     /// What is counted.
     pub counters: Counters,
+    /// What the threads may take of memory.
+    pub memory: Budget,
+    /// How many threads there are.
+    pub threads: usize,
 }
 
 impl Broker {
@@ -365,8 +375,10 @@ pub struct Worker {
     listings: Vec<Listing>,
     /// Batches that shards hold, by tag.
     sent: HashMap<u64, Sent, foldhash::fast::RandomState>,
-    bytes_on_their_way: usize,
-    unsent: usize,
+    on_their_way: Charge,
+    on_their_way_max: u64,
+    unsent: Charge,
+    unsent_max: u64,
     next_unanswered: u64,
     /// The partition that the next fetch begins with.
     turn: usize,
@@ -413,6 +425,8 @@ impl Worker {
                 link,
             })
             .collect();
+        let share = |account| broker.memory.account(account).share(broker.threads);
+        let (requests, answers) = (share(Account::Requests), share(Account::Answers));
         Self {
             broker,
             thread,
@@ -422,8 +436,10 @@ impl Worker {
             listings: Vec::new(),
             sent: HashMap::default(),
             links,
-            bytes_on_their_way: 0,
-            unsent: 0,
+            on_their_way: requests.charge(),
+            on_their_way_max: requests.bytes() / ON_THEIR_WAY.1 * ON_THEIR_WAY.0,
+            unsent: answers.charge(),
+            unsent_max: answers.bytes(),
             next_unanswered: 0,
             turn: 0,
             completed: Vec::new(),
@@ -517,6 +533,10 @@ impl Worker {
         if !session.admits(api != Api::Produce, request.len(), limits) {
             return Ok(false);
         }
+        if self.unsent.bytes() >= self.unsent_max {
+            self.unsent.account().refuse();
+            return Ok(false);
+        }
         session.set_client_id(header.client_id);
         let ticket = session.begin(request.len());
         // Who has not proved who it is has no quota of its own.
@@ -566,7 +586,7 @@ impl Worker {
     }
 
     fn reply(&mut self, connection: &mut Connection, ticket: Ticket, answer: Answer) {
-        self.unsent += size(&answer);
+        self.unsent.set(self.unsent.bytes() + size(&answer));
         connection.session.answer(ticket, Some(answer));
     }
 
@@ -830,8 +850,11 @@ impl Worker {
             .iter()
             .zip(&self.links)
             .any(|(&n, link)| n > link.link.batches.room());
-        let heavy =
-            self.bytes_on_their_way > 0 && self.bytes_on_their_way + bytes > MAX_ON_THEIR_WAY;
+        let held = self.on_their_way.bytes();
+        let heavy = held > 0 && held + bytes as u64 > self.on_their_way_max;
+        if heavy {
+            self.on_their_way.account().refuse();
+        }
         if busy || heavy {
             return Ok(Done::Blocked);
         }
@@ -952,7 +975,8 @@ impl Worker {
             };
             self.answers.push(refused);
         }
-        self.bytes_on_their_way += bytes;
+        self.on_their_way
+            .set(self.on_their_way.bytes() + bytes as u64);
         self.sent.insert(
             tag,
             Sent {
@@ -976,7 +1000,8 @@ impl Worker {
             let answer = fetch::answer(&request, Code::FetchSessionIdNotFound, 0, Vec::new());
             return Ok(Done::Answer(answer));
         }
-        if self.unsent >= MAX_UNSENT {
+        if self.is_full() {
+            self.unsent.account().refuse();
             return Ok(Done::Blocked);
         }
         let wait = request.max_wait_ms.clamp(0, fetch::MAX_WAIT_MS);
@@ -998,9 +1023,29 @@ impl Worker {
         })
     }
 
+    /// Bytes that are free for answers to fetches.
+    fn room(&self) -> u64 {
+        let fetches = self.unsent_max - self.unsent_max / OTHERS_PART;
+        fetches.saturating_sub(self.unsent.bytes())
+    }
+
+    /// Whether fetches wait, since a batch of the largest size would be too much for the memory that answers may take.
+    pub fn is_full(&self) -> bool {
+        let largest = self.links.iter().map(|link| link.link.max_batch).max();
+        self.room() < largest.unwrap_or(0) as u64
+    }
+
     /// Reads what a fetch wants; `None`: it waits for more. Gives also for how long its client is throttled, in
     /// milliseconds.
     fn try_fetch(&mut self, fetching: Fetching, now: Now) -> Option<(Fetching, Answer, u64)> {
+        if self.is_full() {
+            self.unsent.account().refuse();
+            let connection = fetching.connection;
+            let again = now.mono_ns + FULL_PATIENCE_NS;
+            let id = self.fetches.add(fetching, &[], u64::MAX, again);
+            self.fetch_of.insert(connection, id);
+            return None;
+        }
         let request = &fetching.request;
         let snapshot = self.broker.topics.snapshot();
         let topics = &self.broker.topics;
@@ -1038,7 +1083,7 @@ impl Worker {
         }
         self.turn = self.turn.wrapping_add(1);
         let first = self.turn % parts.len().max(1);
-        let fair = (MAX_UNSENT - self.unsent.min(MAX_UNSENT)) / 8;
+        let fair = self.room().div_ceil(FAIR_PART) as usize;
         let max_bytes = usize::try_from(request.max_bytes).unwrap_or(0).min(fair);
         let links = &mut self.links;
         let (reads, bytes) = fetch::read(&parts, first, max_bytes, |place, from, max, out| {
@@ -1315,7 +1360,8 @@ impl Worker {
         let Some(sent) = self.sent.remove(&answer.tag) else {
             return;
         };
-        self.bytes_on_their_way -= sent.bytes;
+        self.on_their_way
+            .set(self.on_their_way.bytes() - sent.bytes as u64);
         if let Some(id) = self.appending.remove(&answer.tag) {
             let result = match answer.error {
                 ErrorCode::None => Ok(()),
@@ -1365,7 +1411,8 @@ impl Worker {
     }
 
     fn complete(&mut self, completed: Completed) {
-        self.unsent += size(&completed.answer);
+        self.unsent
+            .set(self.unsent.bytes() + size(&completed.answer));
         self.completed.push(completed);
     }
 
@@ -1388,7 +1435,8 @@ impl Worker {
 
     /// Answers of so many bytes were sent, or will never be.
     pub fn sent(&mut self, bytes: usize) {
-        self.unsent = self.unsent.saturating_sub(bytes);
+        let left = self.unsent.bytes().saturating_sub(bytes as u64);
+        self.unsent.set(left);
     }
 
     /// A connection is gone.
@@ -1431,6 +1479,6 @@ pub fn group_time(now: Now) -> groups::Now {
     }
 }
 
-fn size(answer: &Answer) -> usize {
-    answer.iter().map(Vec::len).sum()
+fn size(answer: &Answer) -> u64 {
+    answer.iter().map(Vec::len).sum::<usize>() as u64
 }

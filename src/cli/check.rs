@@ -4,8 +4,11 @@ use std::path::PathBuf;
 
 use super::CliResult;
 use crate::config::Config;
+use crate::config::memory::{Facts, Plan};
+use crate::memory::budget::Part;
+use crate::memory::process;
 
-/// Check a configuration file and show where its lcores would run
+/// Check a configuration file and show where its lcores would run and what its memory is for
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The configuration file
@@ -26,12 +29,52 @@ pub fn run(args: &Args) -> CliResult {
         config.storage.path.display()
     );
     #[cfg(feature = "dpdk")]
-    show_plan(&config)?;
+    let mempools = show_plan(&config)?;
+    #[cfg(not(feature = "dpdk"))]
+    let mempools = 0;
+    show_memory(&config, mempools)
+}
+
+/// What each part of the process may take.
+fn show_memory(config: &Config, mempools: u64) -> CliResult {
+    let facts = Facts {
+        available: process::available(),
+        mempools,
+        // The store may have more than the configuration; the server counts them when it starts.
+        partitions: 0,
+    };
+    let plan = Plan::new(config, &facts)?;
+    let iec = |bytes| bytesize::ByteSize(bytes).display().iec().to_string();
+    let from = match plan.configured {
+        true => "as configured".to_owned(),
+        false => format!("worked out: the process may have {}", iec(facts.available)),
+    };
+    println!("memory: {} ({from})", iec(plan.total));
+    for part in Part::ALL {
+        if plan.limit(part) > 0 {
+            println!(
+                "  {:18} {:>10}, at least {:>10}; at its limit {}",
+                part.name(),
+                iec(plan.limit(part)),
+                iec(plan.minimum(part)),
+                part.at_limit()
+            );
+        }
+    }
+    let (limits, minima) = Part::ALL.iter().fold((0, 0), |(limits, minima), &part| {
+        (limits + plan.limit(part), minima + plan.minimum(part))
+    });
+    println!(
+        "  {:18} {:>10}, at least {:>10}",
+        "sum",
+        iec(limits),
+        iec(minima)
+    );
     Ok(())
 }
 
 #[cfg(feature = "dpdk")]
-fn show_plan(config: &Config) -> CliResult {
+fn show_plan(config: &Config) -> Result<u64, Box<dyn std::error::Error + Send + Sync>> {
     let machine = crate::topology::Machine::discover()?;
     let plan = crate::topology::plan(config, &machine)?;
     for (index, lcore) in plan.lcores.iter().enumerate() {
@@ -55,5 +98,5 @@ fn show_plan(config: &Config) -> CliResult {
     for note in &plan.notes {
         println!("note: {note}");
     }
-    Ok(())
+    Ok(crate::serve::ports::memory(config, &plan))
 }

@@ -7,7 +7,7 @@ use comfy_table::Table;
 
 use super::{CliResult, ServerArgs};
 use crate::control::client::ControlClient;
-use crate::control::protocol::{PortStats, Reasons, Stats, total};
+use crate::control::protocol::{AccountStats, MemoryStats, PortStats, Reasons, Stats, total};
 
 /// Show what the running server received, stored and lost, and why
 #[derive(Debug, clap::Args)]
@@ -256,6 +256,10 @@ fn tables(stats: &Stats, before: Option<&Stats>) -> String {
         text += &rendered(&table);
     }
 
+    if let Some(memory) = &stats.memory {
+        text += &self::memory(memory);
+    }
+
     text += "\nPoll loops\n";
     let mut table = self::table(&[
         "lcore",
@@ -289,6 +293,48 @@ fn tables(stats: &Stats, before: Option<&Stats>) -> String {
     for imbalance in imbalances {
         text += &format!("\nDOES NOT ADD UP: {imbalance}\n");
     }
+    text
+}
+
+/// What the process takes of memory, and for what.
+fn memory(memory: &MemoryStats) -> String {
+    let bytes = |n| bytesize::ByteSize(n).display().iec().to_string();
+    let mut text = format!(
+        "\nMemory: {} of a budget of {}; {} in ordinary pages, {} shared, {} huge; {} of mapped files beside it\n",
+        bytes(memory.taken),
+        bytes(memory.budget),
+        bytes(memory.anonymous),
+        bytes(memory.shared),
+        bytes(memory.huge),
+        bytes(memory.file)
+    );
+    let mut table = self::table(&["part", "at its limit", "limit", "used", "peak", "at limit"]);
+    for account in &memory.accounts {
+        table.add_row([
+            account.name.clone(),
+            account.at_limit.clone(),
+            bytes(account.limit),
+            bytes(account.used),
+            bytes(account.peak),
+            match account.over {
+                0 => account.refused.to_string(),
+                over => format!("{} ({over} over)", account.refused),
+            },
+        ]);
+    }
+    let sum = |of: fn(&AccountStats) -> u64| bytes(memory.accounts.iter().map(of).sum());
+    table.add_row([
+        "sum".to_owned(),
+        match memory.heap {
+            Some(heap) => format!("of the heap {} are allocated", bytes(heap)),
+            None => String::new(),
+        },
+        sum(|account| account.limit),
+        sum(|account| account.used),
+        "-".to_owned(),
+        "-".to_owned(),
+    ]);
+    text += &rendered(&table);
     text
 }
 
@@ -391,6 +437,30 @@ mod tests {
             " 2.50 ",
             "small files: 1.0 MiB of 3.0 MiB",
             "Every account adds up.",
+        ] {
+            assert!(text.contains(part), "no {part:?} in\n{text}");
+        }
+        now.memory = Some(MemoryStats {
+            budget: 1 << 30,
+            taken: 3 << 20,
+            accounts: vec![AccountStats {
+                name: "dedupe".into(),
+                limit: 8 << 20,
+                used: 2 << 20,
+                refused: 77,
+                over: 5,
+                at_limit: "some go".into(),
+                ..Default::default()
+            }],
+            heap: Some(1 << 20),
+            ..Default::default()
+        });
+        let text = tables(&now, None);
+        for part in [
+            "3.0 MiB of a budget of 1.0 GiB",
+            "some go",
+            "77 (5 over)",
+            "1.0 MiB are",
         ] {
             assert!(text.contains(part), "no {part:?} in\n{text}");
         }

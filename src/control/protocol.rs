@@ -270,6 +270,9 @@ pub struct Stats {
     /// Kafka's protocol, where it is offered.
     #[serde(default)]
     pub kafka: Option<KafkaStats>,
+    /// What the process takes of memory, and for what.
+    #[serde(default)]
+    pub memory: Option<MemoryStats>,
     /// WAL and staging, shard by shard.
     pub shards: Vec<ShardStats>,
     /// Poll loops.
@@ -407,6 +410,55 @@ impl ShardStats {
     pub fn write_amplification(&self) -> Option<f64> {
         let written = self.flush_written_bytes + self.merge_written_bytes;
         (self.flush_written_bytes > 0).then(|| written as f64 / self.flush_written_bytes as f64)
+    }
+}
+
+/// Memory, in bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryStats {
+    /// What the process may take.
+    pub budget: u64,
+    /// What it takes: `anonymous` + `shared` + `huge`.
+    pub taken: u64,
+    /// What for. The last account is the rest, for which nobody accounts.
+    pub accounts: Vec<AccountStats>,
+    /// Pages of no file: heap, stacks.
+    pub anonymous: u64,
+    /// Pages of files in memory: staging on tmpfs.
+    pub shared: u64,
+    /// Pages of hugetlbfs.
+    pub huge: u64,
+    /// Mapped pages of files, which the kernel takes back when it must: SSTs, the program.
+    pub file: u64,
+    /// The most that `anonymous`, `shared` and `file` were together.
+    pub peak_resident: u64,
+    /// What is allocated and not freed of the heap.
+    pub heap: Option<u64>,
+}
+
+/// One account of memory.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountStats {
+    /// Its name, as in `[memory]`.
+    pub name: String,
+    /// What it may take.
+    pub limit: u64,
+    /// What it takes.
+    pub used: u64,
+    /// The most that it took since the start; of some parts, when somebody looked.
+    pub peak: u64,
+    /// How often something had to go, to wait or was refused because of the limit.
+    pub refused: u64,
+    /// How often it took more than the limit.
+    pub over: u64,
+    /// What happens at the limit.
+    pub at_limit: String,
+}
+
+impl MemoryStats {
+    /// The account with this name.
+    pub fn account(&self, name: &str) -> Option<&AccountStats> {
+        self.accounts.iter().find(|account| account.name == name)
     }
 }
 

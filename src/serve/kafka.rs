@@ -30,11 +30,13 @@ use crate::broker::security::acl::Rules;
 use crate::broker::security::quota::Quotas;
 use crate::broker::security::sasl::Users;
 use crate::broker::security::{Loaded, Proof, Security};
-use crate::broker::session::Limits;
+use crate::broker::session::{LENGTH_LEN, Limits};
 use crate::broker::topics::{OFFSETS_TOPIC, Topics};
 use crate::broker::worker::{self, Broker, Close, Connection, ShardLink, Worker};
 use crate::config::Config;
 use crate::config::kafka::{Kafka, Listener};
+use crate::config::memory;
+use crate::memory::budget::{Budget, Charge, Part};
 use crate::memory::spsc::{Consumer, Producer};
 use crate::memory::wake::Wake;
 use crate::shard::link::{BatchLink, link};
@@ -43,6 +45,7 @@ use crate::storage::lsm::Store;
 use crate::storage::{LogReader, WalShared, WalWriter};
 
 use super::Error;
+use super::intake::{Hold, Intake};
 use super::live::LiveTopics;
 use super::tls::{self, Transport};
 use super::topics;
@@ -55,11 +58,8 @@ const READ: usize = 128 << 10;
 const DIRECT: usize = 32 << 10;
 /// Unsent bytes beyond which a connection's requests are not read.
 const MAX_CONNECTION_UNSENT: usize = 1 << 20;
-/// Bytes of requests that have not arrived whole, of all connections of a thread: beyond it only small ones are
-/// read on.
-const MAX_PARTIAL: usize = 512 << 20;
-/// Bytes of a request that is read on whatever the others hold.
-const SMALL: usize = 64 << 10;
+/// While others wait for memory, a connection that moves neither its request nor its answers on is closed after so long.
+const STALL: Duration = Duration::from_secs(10);
 /// Events taken at a time.
 const EVENTS: usize = 1024;
 /// How often idle connections are looked for.
@@ -206,6 +206,7 @@ pub(super) fn broker(
     logs: &Logs,
     store_id: u128,
     wiring: &Wiring,
+    memory: &Budget,
 ) -> Result<Arc<Broker>, Error> {
     if wiring.max_batch < CLIENT_BATCH {
         tracing::warn!(
@@ -219,7 +220,8 @@ pub(super) fn broker(
         topics.create(OFFSETS_TOPIC, OFFSETS_PARTITIONS, &set, false)?;
     }
     let started = Instant::now();
-    let mut coordinator = Coordinator::new(groups::Config::default(), rand::rng().random());
+    let groups = groups::Config::within(memory.account(Part::Groups).limit());
+    let mut coordinator = Coordinator::new(groups, rand::rng().random());
     let mut readers: Vec<LogReader> = logs.readers().collect();
     let mut records = 0;
     for place in topics
@@ -272,6 +274,8 @@ pub(super) fn broker(
         hub: Hub::new(coordinator, wiring.wakes()),
         started,
         counters: Counters::default(),
+        memory: memory.clone(),
+        threads: usize::from(kafka.threads),
     }))
 }
 
@@ -388,6 +392,14 @@ impl Threads {
     }
 }
 
+/// Bytes of a connection.
+fn cost(tls: bool) -> u64 {
+    match tls {
+        true => memory::TLS_CONNECTION,
+        false => memory::CONNECTION,
+    }
+}
+
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
@@ -423,8 +435,11 @@ struct Conn {
     /// When it is looked at again because it is muted, in nanoseconds of the broker's clock.
     timer: Option<u64>,
     state: Connection,
-    /// Part of a request.
+    /// Part of a request, and the memory that it has.
     input: Vec<u8>,
+    hold: Hold,
+    /// What the connection itself takes.
+    _memory: Charge,
     /// Bytes that the request at its front has.
     need: usize,
     out: VecDeque<Vec<u8>>,
@@ -456,7 +471,11 @@ struct Thread {
     blocked: HashSet<usize>,
     /// Muted connections by the time at which they are read on.
     timers: BTreeSet<(u64, usize)>,
-    partial: usize,
+    intake: Intake,
+    /// Requests were left unread because too much is unsent.
+    full: bool,
+    /// What a connection takes, by listener.
+    costs: Vec<u64>,
     scratch: Vec<u8>,
     max_connections: u64,
     idle: Duration,
@@ -487,21 +506,29 @@ impl Thread {
         for (index, listener) in listeners.iter_mut().enumerate() {
             registry.register(listener, Token(LISTENERS + index), Interest::READABLE)?;
         }
+        let costs = tls
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .map(|tls| cost(tls.is_some()))
+            .collect();
         let now = Instant::now();
         Ok(Self {
             poll,
             wake,
             listeners,
-            tls,
             worker: Worker::new(Arc::clone(&broker), index, links),
-            broker,
             conns: Vec::new(),
             generations: Vec::new(),
             free: Vec::new(),
             blocked: HashSet::new(),
             timers: BTreeSet::new(),
-            partial: 0,
+            intake: Intake::new(&broker.memory.account(Part::Requests).share(broker.threads)),
+            full: false,
+            costs,
             scratch: vec![0; READ],
+            tls,
+            broker,
             max_connections: u64::from(config.max_connections),
             idle: config.idle_timeout,
             authentication_delay_ms: config.failed_authentication_delay.as_millis() as u64,
@@ -560,6 +587,11 @@ impl Thread {
                 }
             }
             self.progress();
+            if std::mem::replace(&mut self.full, self.worker.is_full()) && !self.full {
+                for at in std::mem::take(&mut self.blocked) {
+                    self.pump(at);
+                }
+            }
             self.unmute();
             self.sweep();
         }
@@ -611,7 +643,10 @@ impl Thread {
         listener: usize,
     ) -> io::Result<()> {
         let counters = &self.broker.counters;
-        if counters.open.fetch_add(1, Relaxed) >= self.max_connections {
+        let mut memory = Charge::new(self.broker.memory.account(Part::Connections));
+        if counters.open.fetch_add(1, Relaxed) >= self.max_connections
+            || !memory.try_set(self.costs[listener])
+        {
             counters.open.fetch_sub(1, Relaxed);
             counters.refused.fetch_add(1, Relaxed);
             return Ok(());
@@ -652,6 +687,8 @@ impl Thread {
             timer: None,
             state: Connection::new(id, local, peer, &self.broker, listener),
             input: Vec::new(),
+            hold: Hold::default(),
+            _memory: memory,
             need: 0,
             out: VecDeque::new(),
             sent: 0,
@@ -701,13 +738,12 @@ impl Thread {
         let Some(mut conn) = self.conns.get_mut(at).and_then(Option::take) else {
             return;
         };
-        let before = conn.input.len();
         let begun = conn.state.is_timed().then(Instant::now);
         let fate = self.turn(&mut conn);
         if let Some(begun) = begun {
             conn.state.charge(begun.elapsed(), self.now());
         }
-        self.partial = self.partial + conn.input.len() - before;
+        self.intake.settle(&mut conn.hold, &conn.input);
         match fate {
             Fate::Stays => {
                 let until = conn.state.muted_until_ns();
@@ -745,7 +781,8 @@ impl Thread {
         if let Some(until) = conn.timer {
             self.timers.remove(&(until, at));
         }
-        self.partial -= conn.input.len();
+        self.intake.give(std::mem::take(&mut conn.input));
+        self.intake.renew(&mut conn.hold, &conn.input);
         let mut bytes = conn.unsent;
         while let Some(answer) = conn.state.session().next_answer() {
             bytes += answer.iter().map(Vec::len).sum::<usize>();
@@ -778,8 +815,11 @@ impl Thread {
             }
             let muted = conn.state.muted_until_ns() > self.now().mono_ns;
             let held = conn.blocked || muted || conn.unsent > MAX_CONNECTION_UNSENT;
-            let heavy = self.partial > MAX_PARTIAL && conn.input.len() > SMALL;
-            if !conn.readable || held || heavy || !self.accepting {
+            if !conn.readable || held || !self.accepting {
+                return Fate::Stays;
+            }
+            let need = conn.need.max(LENGTH_LEN);
+            if !self.intake.admits(&mut conn.hold, &mut conn.input, need) {
                 return Fate::Stays;
             }
             // The rest of a large request goes where the request is, without a copy between.
@@ -842,10 +882,19 @@ impl Thread {
     /// Begins the requests in `input`; gives the rest.
     fn begin(&mut self, conn: &mut Conn, mut input: Vec<u8>) -> Vec<u8> {
         let consumed = self.consume(conn, &input);
-        if consumed == input.len() {
-            return Vec::new();
+        if consumed == 0 {
+            return input;
         }
-        input.drain(..consumed);
+        if consumed == input.len() {
+            self.intake.give(std::mem::take(&mut input));
+        } else if input.capacity() > READ {
+            // What is left is the beginning of another request.
+            let rest = input[consumed..].to_vec();
+            self.intake.give(std::mem::replace(&mut input, rest));
+        } else {
+            input.drain(..consumed);
+        }
+        self.intake.renew(&mut conn.hold, &input);
         input
     }
 
@@ -951,6 +1000,7 @@ impl Thread {
             return;
         }
         self.next_sweep = now + SWEEP;
+        let starved = self.intake.take_starved() | self.worker.is_full();
         for at in 0..self.conns.len() {
             let Some(Some(conn)) = self.conns.get_mut(at) else {
                 continue;
@@ -967,7 +1017,19 @@ impl Thread {
                 if let Some(conn) = self.conns[at].take() {
                     self.drop_connection(at, conn);
                 }
-            } else if conn.readable {
+            } else if starved
+                && (conn.unsent > 0 || conn.hold.is_reserved() && !conn.blocked)
+                && now.duration_since(conn.last) > STALL
+            {
+                tracing::info!(
+                    "kafka: closed the connection of {}: it stands still and holds memory that others wait for",
+                    conn.peer
+                );
+                self.broker.counters.stalled.fetch_add(1, Relaxed);
+                if let Some(conn) = self.conns[at].take() {
+                    self.drop_connection(at, conn);
+                }
+            } else if conn.readable || conn.blocked {
                 self.pump(at);
             }
         }

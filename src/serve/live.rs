@@ -112,7 +112,7 @@ impl From<topics::TopicsError> for TopicError {
             E::Catalog(CatalogError::Exists { .. }) => Code::TopicAlreadyExists,
             E::Catalog(CatalogError::Topic { .. }) => Code::InvalidRequest,
             E::Catalog(_) | E::Store(_) => Code::KafkaStorageError,
-            E::Shard(_) | E::InUse { .. } => Code::PolicyViolation,
+            E::Shard(_) | E::InUse { .. } | E::Memory { .. } => Code::PolicyViolation,
             E::OutOfRange { .. } => Code::OffsetOutOfRange,
             E::Stopping => Code::CoordinatorNotAvailable,
         };

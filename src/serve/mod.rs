@@ -7,11 +7,13 @@
 
 mod answers;
 pub mod backoff;
+mod intake;
 mod kafka;
 mod lcores;
 mod live;
+mod memory;
 mod news;
-mod ports;
+pub(crate) mod ports;
 pub mod preflight;
 mod stats;
 mod store;
@@ -28,21 +30,16 @@ use crossbeam_queue::ArrayQueue;
 use crate::config::{Config, Split};
 use crate::control::server::ControlServer;
 use crate::eal::lcore;
+use crate::memory::budget::Part;
 use crate::memory::spsc;
 use crate::memory::wake::Wake;
 use crate::net::rx::{Choice, RxWorker, ShardLink};
-use crate::shard::{Ack, GapReport, Inbound, Shard};
+use crate::shard::{ACK_SLOTS, Ack, GapReport, INBOUND_SLOTS, Inbound, Shard};
 use crate::storage::{WalShared, WalState};
 use crate::topology::{Machine, Plan, plan};
 use lcores::{LcoreWork, Phase};
 use topics::{RawSource, RouteBase, Topics};
 
-/// Slots of a ring from an rx lcore to a shard: at 10 M messages/s it rides out 0.8 ms of a shard
-/// that does something else; 256 KiB, and as many mbufs.
-const INBOUND_SLOTS: usize = 8192;
-/// Slots of a ring of acknowledgements: as many as a full ring of single-batch datagrams brings in a
-/// round of the rx lcore; 416 KiB.
-const ACK_SLOTS: usize = 4096;
 /// How often the main thread looks at the shards' states and the NICs' losses.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -78,7 +75,8 @@ pub fn serve(config: &Config, file: &Path) -> Result<Summary, Error> {
         tracing::info!("{note}");
     }
 
-    let mut store = store::open(config)?;
+    let mempools = ports::memory(config, &plan);
+    let mut store = store::open(config, mempools)?;
     let (environment, started) = ports::start(config, &plan)?;
 
     // Rings: from every rx lcore to every shard and back.
@@ -131,7 +129,14 @@ pub fn serve(config: &Config, file: &Path) -> Result<Summary, Error> {
         .flatten()
         .map(Shard::partition_stats)
         .collect();
-    let shard_stats = shards.iter().flatten().map(Shard::stats).collect();
+    let shard_stats: Vec<_> = shards.iter().flatten().map(Shard::stats).collect();
+    let memory = memory::Gauges::new(
+        &store.memory,
+        config,
+        mempools,
+        store.stores.clone(),
+        shard_stats.clone(),
+    );
     let store_id = store.catalog.store_id();
     let topics = Topics::new(
         store.catalog,
@@ -140,6 +145,7 @@ pub fn serve(config: &Config, file: &Path) -> Result<Summary, Error> {
         rx_lcores.len(),
         route_base(config),
         store.stores.clone(),
+        store.memory.account(Part::Partitions),
     );
     let maintainers = store::maintain(config, &store.stores, &store.shared, &topics)?;
     let shard_views = shards
@@ -199,6 +205,7 @@ pub fn serve(config: &Config, file: &Path) -> Result<Summary, Error> {
         shards: shard_views,
         loops,
         kafka: std::sync::OnceLock::new(),
+        memory,
     });
     let logs = kafka::Logs {
         shared: store.shared.clone(),
@@ -207,7 +214,9 @@ pub fn serve(config: &Config, file: &Path) -> Result<Summary, Error> {
     // Before the control socket: a server that answers there serves everything.
     let threads = match &config.kafka {
         Some(settings) => {
-            let broker = kafka::broker(settings, config, &topics, &logs, store_id, &kafka)?;
+            let memory = &store.memory;
+            let broker = kafka::broker(settings, config, &topics, &logs, store_id, &kafka, memory)?;
+            sources.memory.set_broker(&broker);
             let _ = sources.kafka.set(Arc::clone(&broker));
             Some(kafka.start(settings, &broker, shard_stats, &logs)?)
         }
@@ -392,6 +401,7 @@ struct Watch {
     gaps: Vec<Arc<ArrayQueue<GapReport>>>,
     states: Vec<WalState>,
     losses: stats::Losses,
+    sources: Arc<stats::Sources>,
     next: Instant,
 }
 
@@ -406,6 +416,7 @@ impl Watch {
             gaps,
             states: vec![WalState::Running; sources.shards.len()],
             losses: stats::Losses::new(sources),
+            sources: Arc::clone(sources),
             next: Instant::now(),
         }
     }
@@ -433,5 +444,6 @@ impl Watch {
             }
         }
         self.losses.report(&self.gaps);
+        self.sources.memory.look();
     }
 }

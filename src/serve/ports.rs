@@ -8,7 +8,8 @@ use crate::net::rx::RxPort;
 use crate::net::{Demux, Interface, InterfaceConfig, NetCounters, Responder};
 use crate::topology::{Machine, Plan};
 
-use super::{Error, INBOUND_SLOTS};
+use super::Error;
+use crate::shard::INBOUND_SLOTS;
 
 /// Mbufs that an lcore's mempool cache may hold back: 1.5 times its size, twice for safety.
 const CACHE_SHARE: u32 = 768;
@@ -100,6 +101,30 @@ fn mbufs(settings: &PortSettings, lcores: u32, shards: u32) -> u32 {
     count.next_power_of_two() - 1
 }
 
+/// The lcores that poll a port, by their place in the plan.
+fn pollers(plan: &Plan, port: usize) -> Vec<usize> {
+    let polls = |&i: &usize| plan.lcores[i].queues.iter().any(|&(p, _)| p == port);
+    (0..plan.lcores.len()).filter(polls).collect()
+}
+
+/// Bytes that EAL takes for the ports' packet buffers and descriptors; 0: there are no ports.
+pub(crate) fn memory(config: &Config, plan: &Plan) -> u64 {
+    if config.ports.is_empty() {
+        return 0;
+    }
+    let shards = u32::from(config.storage.shards);
+    let pool = |(index, port): (usize, &PortSettings)| {
+        let count = mbufs(port, pollers(plan, index).len() as u32, shards);
+        u64::from(count + 1) * (u64::from(data_room(port)) + MBUF_OVERHEAD)
+    };
+    let pools: u64 = config.ports.iter().enumerate().map(pool).sum();
+    let memory = EAL_BASE + pools * 9 / 8;
+    config
+        .eal
+        .memory
+        .unwrap_or(memory.next_multiple_of(2 << 20))
+}
+
 /// Starts EAL and every port; where there is no port, neither. The calling thread becomes EAL's main lcore.
 pub(super) fn start(config: &Config, plan: &Plan) -> Result<(Option<Environment>, Started), Error> {
     if config.ports.is_empty() {
@@ -116,23 +141,8 @@ pub(super) fn start(config: &Config, plan: &Plan) -> Result<(Option<Environment>
         .filter(|&i| !plan.lcores[i].queues.is_empty())
         .collect();
     let shards = u32::from(config.storage.shards);
-    let lcores_of = |port: usize| -> Vec<usize> {
-        let polls = |&i: &usize| plan.lcores[i].queues.iter().any(|&(p, _)| p == port);
-        rx_lcores.iter().copied().filter(polls).collect()
-    };
-    let pools: u64 = config
-        .ports
-        .iter()
-        .enumerate()
-        .map(|(i, p)| {
-            u64::from(mbufs(p, lcores_of(i).len() as u32, shards) + 1)
-                * (u64::from(data_room(p)) + MBUF_OVERHEAD)
-        })
-        .sum();
-    let memory = config
-        .eal
-        .memory
-        .unwrap_or((EAL_BASE + pools * 9 / 8).next_multiple_of(2 << 20));
+    let lcores_of = |port: usize| pollers(plan, port);
+    let memory = memory(config, plan);
 
     let pci: Vec<String> = accesses
         .iter()

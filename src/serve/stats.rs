@@ -29,6 +29,7 @@ pub(super) struct Sources {
     pub loops: Vec<(u32, u32, &'static str, Arc<LoopCounters>)>,
     /// Where Kafka's protocol is offered.
     pub kafka: std::sync::OnceLock<Arc<Broker>>,
+    pub memory: super::memory::Gauges,
 }
 
 /// One shard's counters.
@@ -77,6 +78,7 @@ impl Sources {
             topics,
             kafka: self.kafka.get().map(|broker| kafka(broker)),
             ports: self.ports.iter().map(port).collect(),
+            memory: Some(self.memory.look()),
             shards: self
                 .shards
                 .iter()

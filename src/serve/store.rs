@@ -6,9 +6,11 @@ use std::sync::Arc;
 use crossbeam_queue::ArrayQueue;
 
 use crate::config::Config;
-use crate::shard::{DEFAULT_PENDING_ACKS, DEFAULT_PRODUCERS, GapReport, Recovered, ShardConfig};
+use crate::config::memory::{Facts, Plan};
+use crate::memory::budget::{Budget, Part};
+use crate::shard::{DEFAULT_PENDING_ACKS, GapReport, Recovered, ShardConfig, dedupe};
 use crate::storage::lsm::{
-    Codec, Compaction, MaintainConfig, Maintainer, Policies, Policy, Started, Store,
+    Codec, Compaction, MaintainConfig, Maintainer, Policies, Policy, Started, Store, StoreMemory,
 };
 use crate::storage::topic_settings;
 use crate::storage::wal::LogId;
@@ -38,10 +40,12 @@ pub(super) struct OpenStore {
     /// By shard: what its log became.
     pub stores: Vec<Arc<Store>>,
     pub gaps: Vec<Arc<ArrayQueue<GapReport>>>,
+    /// What all of the process may take.
+    pub memory: Budget,
 }
 
-/// Opens or makes the store and recovers every shard.
-pub(super) fn open(config: &Config) -> Result<OpenStore, Error> {
+/// Opens or makes the store and recovers every shard. `mempools`: what packet buffers take.
+pub(super) fn open(config: &Config, mempools: u64) -> Result<OpenStore, Error> {
     let mut catalog = Catalog::open(&config.storage.path)?;
     let specs: Vec<TopicSpec> = config
         .topics
@@ -65,6 +69,17 @@ pub(super) fn open(config: &Config) -> Result<OpenStore, Error> {
     }
 
     let count = usize::from(config.storage.shards);
+    let facts = Facts {
+        available: crate::memory::process::available(),
+        mempools,
+        partitions: catalog
+            .topics()
+            .iter()
+            .map(|t| u64::from(t.partitions()))
+            .sum(),
+    };
+    let memory = Plan::new(config, &facts)?.budget();
+    let producers = dedupe::producers_in(memory.account(Part::Dedupe).share(count).bytes());
     let mut keys: Vec<Vec<PartitionKey>> = vec![Vec::new(); count];
     for (topic, places) in catalog
         .topics()
@@ -85,7 +100,7 @@ pub(super) fn open(config: &Config) -> Result<OpenStore, Error> {
         let queue = Arc::new(ArrayQueue::new(GAP_QUEUE));
         let shard_config = ShardConfig {
             partitions,
-            max_producers: DEFAULT_PRODUCERS,
+            max_producers: producers,
             max_pending_acks: DEFAULT_PENDING_ACKS,
             gaps: Arc::clone(&queue),
             wakes: Vec::new(),
@@ -95,7 +110,8 @@ pub(super) fn open(config: &Config) -> Result<OpenStore, Error> {
             store: catalog.store_id(),
             shard: shard as u16,
         };
-        let files = Store::open(&shard_dir(&config.storage.path, id.shard), id)?;
+        let dir = shard_dir(&config.storage.path, id.shard);
+        let files = Store::open_within(&dir, id, StoreMemory::of(&memory, count))?;
         let wal_config = WalConfig {
             segment_size: config.storage.segment_size,
             prepared_segments: usize::from(config.storage.prepared_segments),
@@ -105,6 +121,7 @@ pub(super) fn open(config: &Config) -> Result<OpenStore, Error> {
             commits_in_flight: usize::from(config.storage.commits_in_flight),
             linger: config.storage.linger,
             flushed_lsn: files.view().flushed_lsn,
+            index: memory.account(Part::OffsetIndex).share(count),
             ..WalConfig::new(&config.storage.path, catalog.store_id())
         };
         let (wal, view, report) = WalWriter::open(&wal_config, shard as u16, &mut recovered)?;
@@ -131,6 +148,7 @@ pub(super) fn open(config: &Config) -> Result<OpenStore, Error> {
         shared,
         stores,
         gaps,
+        memory,
     })
 }
 

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use crate::config::memory::PARTITION;
+use crate::memory::budget::Account;
 use crate::net::rx::{Place, Route, RouteCell, Routes, ServedRoute, TopicCounters};
 use crate::net::{ServedTopic, TopicTable};
 use crate::shard::{ControlError, PartitionStats, ShardControl};
@@ -56,6 +58,18 @@ pub enum TopicsError {
         start: i64,
         /// High watermark.
         end: i64,
+    },
+    /// The budget has no room for the partitions.
+    #[error(
+        "there is no memory for {partitions} more partitions: {used} of {limit} bytes for partitions are taken; raise `budget`, or `partitions`, in [memory]"
+    )]
+    Memory {
+        /// Partitions asked for.
+        partitions: u64,
+        /// What partitions take.
+        used: u64,
+        /// What they may take.
+        limit: u64,
     },
     /// The server is being stopped.
     #[error("the server is stopping")]
@@ -159,6 +173,23 @@ pub struct Topics {
     /// By shard: where partitions' starts are kept.
     stores: Vec<Arc<Store>>,
     stopping: AtomicBool,
+    /// Of partitions.
+    memory: Arc<Account>,
+}
+
+/// Memory that is given back unless it is kept.
+struct Room<'a>(&'a Account, u64);
+
+impl Room<'_> {
+    fn keep(mut self) {
+        self.1 = 0;
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.0.give(self.1);
+    }
 }
 
 struct Inner {
@@ -195,7 +226,10 @@ impl Topics {
         rx_lcores: usize,
         base: RouteBase,
         stores: Vec<Arc<Store>>,
+        memory: &Arc<Account>,
     ) -> Arc<Self> {
+        let known = catalog.topics().iter().map(|t| u64::from(t.partitions()));
+        memory.take(known.sum::<u64>() * PARTITION);
         let places = places(&catalog, shards.len());
         let topics: Vec<Arc<Topic>> = catalog
             .topics()
@@ -260,7 +294,21 @@ impl Topics {
             inner: Mutex::new(inner),
             stores,
             stopping: AtomicBool::new(false),
+            memory: Arc::clone(memory),
         })
+    }
+
+    /// Takes memory for more partitions.
+    fn room(&self, partitions: u32) -> Result<Room<'_>, TopicsError> {
+        let partitions = u64::from(partitions);
+        match self.memory.try_take(partitions * PARTITION) {
+            true => Ok(Room(&self.memory, partitions * PARTITION)),
+            false => Err(TopicsError::Memory {
+                partitions,
+                used: self.memory.used(),
+                limit: self.memory.limit(),
+            }),
+        }
     }
 
     /// All topics now. Costs a reference count.
@@ -305,6 +353,7 @@ impl Topics {
         let mut inner = self.lock()?;
         inner.catalog.check_new(spec)?;
         inner.reserve(spec.partitions as usize)?;
+        let room = self.room(spec.partitions)?;
         if check_only {
             return Ok(());
         }
@@ -323,6 +372,7 @@ impl Topics {
         };
         inner.topics.push(Arc::new(topic));
         self.publish(&inner);
+        room.keep();
         Ok(())
     }
 
@@ -346,6 +396,7 @@ impl Topics {
         for (shard, indexes) in inner.shards.iter_mut().zip(&retire) {
             if !indexes.is_empty() {
                 shard.retire(indexes)?;
+                self.memory.give(indexes.len() as u64 * PARTITION);
             }
         }
         Ok(())
@@ -362,6 +413,7 @@ impl Topics {
         let at = inner.catalog.check_grow(name, partitions)?;
         let have = inner.catalog.topics()[at].partitions();
         inner.reserve((partitions - have) as usize)?;
+        let room = self.room(partitions - have)?;
         if check_only {
             return Ok(());
         }
@@ -371,6 +423,7 @@ impl Topics {
         let added = inner.add(id, have, &places)?;
         inner.edit(id, |topic| topic.partitions.extend(added));
         self.publish(&inner);
+        room.keep();
         Ok(())
     }
 

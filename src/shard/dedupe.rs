@@ -23,6 +23,19 @@ pub const WINDOW: usize = MAX_INFLIGHT_BATCHES;
 /// half a KiB.
 pub const MAX_PRODUCERS: usize = 1 << 20;
 
+/// Bytes of `producers` producers: their slots, and their part of the index.
+pub const fn bytes(producers: usize) -> u64 {
+    // The index has room for twice as many 4-byte entries with a byte of control each, at 7/8 of a power of two.
+    (producers * (size_of::<Slot>() + 16)) as u64
+}
+
+/// Producers that a table of so many bytes holds; within 1 and [`MAX_PRODUCERS`].
+pub fn producers_in(memory: u64) -> usize {
+    usize::try_from(memory / bytes(1))
+        .unwrap_or(MAX_PRODUCERS)
+        .clamp(1, MAX_PRODUCERS)
+}
+
 const SEQUENCE_MASK: u32 = i32::MAX as u32;
 
 /// One remembered batch.

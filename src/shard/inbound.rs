@@ -9,6 +9,13 @@ use std::ptr::{self, NonNull};
 
 use crate::wire::datagram::{AckEntry, PRODUCE_HEADER_LEN};
 
+/// Slots of a ring from an rx lcore to a shard: at 10 M messages/s it rides out 0.8 ms of a shard
+/// that does something else; 256 KiB, and as many mbufs.
+pub const INBOUND_SLOTS: usize = 8192;
+/// Slots of a ring of acknowledgements: as many as a full ring of single-batch datagrams brings in a
+/// round of the rx lcore; 416 KiB.
+pub const ACK_SLOTS: usize = 4096;
+
 /// Length of [`ReplyTo`] in memory.
 pub const REPLY_TO_LEN: usize = size_of::<ReplyTo>();
 

@@ -22,7 +22,8 @@ pub use control::{ControlError, ShardControl};
 pub use credit::{CRITICAL_CREDIT, FULL_CREDIT, PRESSED_CREDIT};
 pub use gap::GAP_RECORD_TYPE;
 pub use inbound::{
-    Ack, BatchBuffer, BatchHead, GapReport, Inbound, Kind, Now, REPLY_TO_LEN, Release, ReplyTo,
+    ACK_SLOTS, Ack, BatchBuffer, BatchHead, GapReport, INBOUND_SLOTS, Inbound, Kind, Now,
+    REPLY_TO_LEN, Release, ReplyTo,
 };
 pub use partition::{PartitionStats, Reasons};
 #[cfg(feature = "dpdk")]

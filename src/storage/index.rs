@@ -6,8 +6,9 @@
 //! offsets and times, and *points*, each the place of a frame in which the partition has a batch; a new
 //! point at most every [`SPACING`] bytes of log. Invariant: every batch of the indexed log lies in the
 //! span (`lsn` to `last_lsn`) of exactly one point of its partition and segment, or the segment's points
-//! were dropped. Memory: 56 bytes a partition and segment, and at most [`MAX_POINTS`] points of 40
-//! bytes in all, beyond which the oldest segments' points go and are made again when they are read.
+//! were dropped. Memory: what its share of the budget allows. Beyond it the oldest segments' points go, and are made again
+//! when they are read; then those of the segment that is being written are joined, so that a read scans more of the log.
+//! Some 60 bytes a partition and segment stay in any case.
 //!
 //! The time of a batch is its largest timestamp, but no later than the time its frame was sealed and no
 //! more than [`RESIDENCE_MS`] earlier: a producer's wrong clock cannot hide a message.
@@ -20,13 +21,16 @@ use super::PartitionKey;
 use super::frames::{Cursor, FetchError, FrameReader};
 use super::wal::frame::{Entries, EntryKind, FrameHeader};
 use super::wal::segment::{SEGMENT_HEADER, list_segments};
+use crate::memory::budget::{Charge, Part, Share};
 use crate::memory::spsc;
 use crate::wire::record_batch;
 
 /// Bytes of log between two points of a partition; what a read scans at most before its offset.
 pub const SPACING: u64 = 64 << 10;
-/// Points kept: 160 MB at most.
-pub const MAX_POINTS: usize = 4 << 20;
+/// Bytes of the index of a shard that has no budget: 4 million points.
+pub const DEFAULT_BYTES: u64 = 192 << 20;
+/// Points at most so far apart are joined where memory is short: no segment is larger.
+const SPACING_MAX: u64 = 4 << 30;
 /// A message is at most this old when its frame is sealed; more is a wrong clock.
 pub const RESIDENCE_MS: i64 = 1000;
 /// Frames indexed while the lock is held once.
@@ -34,6 +38,8 @@ const FRAMES_A_TURN: usize = 64;
 /// Notes on their way to the index, 1 MiB a shard: what 10,000 partitions leave in a commit, and the
 /// commits of several periods of the index thread where partitions are few.
 pub(crate) const NOTES: usize = 16_384;
+/// Bytes of those.
+pub(crate) const NOTES_BYTES: u64 = (NOTES * size_of::<Note>()) as u64;
 
 type Map<V> = HashMap<PartitionKey, V, foldhash::fast::RandomState>;
 
@@ -105,15 +111,20 @@ struct Segment {
     ranges: Map<Range>,
     /// `None`: dropped.
     points: Option<Map<Vec<Point>>>,
-    count: usize,
+    /// Bytes of log between two points.
+    spacing: u64,
+    /// Bytes of the lists of points.
+    lists: usize,
 }
 
-#[derive(Default)]
 struct State {
     segments: VecDeque<Segment>,
     /// Segments that begin before this are not indexed: what they hold is in the store's files.
     floor: u64,
-    points: usize,
+    /// Bytes of the segments' tables and lists.
+    bytes: usize,
+    limit: usize,
+    charge: Charge,
     /// Why the walk stopped short, offline.
     stopped: Option<String>,
     notes: Option<spsc::Consumer<Note>>,
@@ -150,6 +161,46 @@ impl State {
         self.frame = None;
         self.batches.clear();
     }
+
+    /// Keeps what it holds below the limit: the points of the oldest segments go, but those of `wanted`; then those that
+    /// stay, the live segment's too, are joined.
+    fn shed(&mut self, wanted: Option<usize>) {
+        let last = self.segments.len().saturating_sub(1);
+        for at in (0..last).filter(|&at| Some(at) != wanted) {
+            if self.bytes <= self.limit {
+                break;
+            }
+            self.shrink(at, |segment| {
+                segment.forget();
+                true
+            });
+        }
+        for at in wanted.into_iter().chain([last]) {
+            while self.bytes > self.limit && self.shrink(at, Segment::coarsen) {}
+        }
+        self.settle();
+    }
+
+    /// Makes a segment smaller; false: it cannot be.
+    fn shrink(&mut self, at: usize, how: impl FnOnce(&mut Segment) -> bool) -> bool {
+        let Some(segment) = self.segments.get_mut(at) else {
+            return false;
+        };
+        if segment.points.is_none() {
+            return false;
+        }
+        let before = segment.bytes();
+        let shrunk = how(segment);
+        self.bytes = self.bytes + segment.bytes() - before;
+        if shrunk {
+            self.charge.account().refuse();
+        }
+        shrunk
+    }
+
+    fn settle(&mut self) {
+        self.charge.set(self.bytes as u64);
+    }
 }
 
 /// The frames to scan for something: `lsn` to `last_lsn` in the segment at `base`.
@@ -164,6 +215,11 @@ pub(crate) struct Span {
 pub struct LogIndex {
     dir: PathBuf,
     state: Mutex<State>,
+}
+
+/// Bytes of a table: an entry and a byte of control for each place, seven eighths of which can be taken.
+fn table_bytes<V>(table: &Map<V>) -> usize {
+    table.capacity() * (size_of::<(PartitionKey, V)>() + 1) * 8 / 7
 }
 
 /// The time by which a batch is found.
@@ -183,13 +239,50 @@ impl Segment {
             start,
             ranges: Map::default(),
             points: Some(Map::default()),
-            count: 0,
+            spacing: SPACING,
+            lists: 0,
         }
     }
 
-    /// Adds a frame; returns the number of new points.
-    fn add(&mut self, header: &FrameHeader, frame: &[u8]) -> usize {
-        let before = self.count;
+    /// Bytes of memory, but for the structure itself.
+    fn bytes(&self) -> usize {
+        let points = self.points.as_ref().map_or(0, table_bytes);
+        table_bytes(&self.ranges) + points + self.lists
+    }
+
+    /// Lets the points go.
+    fn forget(&mut self) {
+        self.points = None;
+        self.lists = 0;
+    }
+
+    /// Joins points, so that there are about half as many; false: they are as far apart as can be.
+    fn coarsen(&mut self) -> bool {
+        let Some(points) = &mut self.points else {
+            return false;
+        };
+        if self.spacing >= SPACING_MAX {
+            return false;
+        }
+        self.spacing *= 2;
+        self.lists = 0;
+        for list in points.values_mut() {
+            list.dedup_by(|next, kept| {
+                let joined = next.lsn - kept.lsn < self.spacing;
+                if joined {
+                    kept.last_lsn = next.last_lsn;
+                    kept.max_time = kept.max_time.max(next.max_time);
+                }
+                joined
+            });
+            list.shrink_to_fit();
+            self.lists += list.capacity() * size_of::<Point>();
+        }
+        true
+    }
+
+    /// Adds a frame.
+    fn add(&mut self, header: &FrameHeader, frame: &[u8]) {
         for entry in Entries::new(frame, header).map_while(Result::ok) {
             let EntryKind::Batch(key) = entry.kind else {
                 continue;
@@ -207,7 +300,6 @@ impl Segment {
                 entry.bytes.len() as u64,
             );
         }
-        self.count - before
     }
 
     /// Adds batches of a partition in the frame at `lsn`, the newest one.
@@ -241,18 +333,19 @@ impl Segment {
         };
         let points = points.entry(key).or_default();
         match points.last_mut() {
-            Some(point) if lsn - point.lsn < SPACING => {
+            Some(point) if lsn - point.lsn < self.spacing => {
                 point.last_lsn = lsn;
                 point.max_time = point.max_time.max(time);
             }
             _ => {
+                let before = points.capacity();
                 points.push(Point {
                     first,
                     max_time: time,
                     lsn,
                     last_lsn: lsn,
                 });
-                self.count += 1;
+                self.lists += (points.capacity() - before) * size_of::<Point>();
             }
         }
     }
@@ -289,20 +382,44 @@ impl Segment {
 impl LogIndex {
     /// Of a stopped log's files, from the segment at `floor` or behind it on.
     pub(crate) fn new(dir: &Path, floor: u64) -> LogIndex {
-        LogIndex {
-            dir: dir.to_owned(),
-            state: Mutex::new(State {
-                floor,
-                ..State::default()
-            }),
-        }
+        LogIndex::within(
+            dir,
+            floor,
+            &Share::alone(Part::OffsetIndex, DEFAULT_BYTES),
+            None,
+        )
     }
 
     /// Of a running log whose writer has the other end of `notes`.
-    pub(crate) fn live(dir: &Path, floor: u64, notes: spsc::Consumer<Note>) -> LogIndex {
-        let index = LogIndex::new(dir, floor);
-        index.lock().notes = Some(notes);
-        index
+    pub(crate) fn live(
+        dir: &Path,
+        floor: u64,
+        notes: spsc::Consumer<Note>,
+        memory: &Share,
+    ) -> LogIndex {
+        LogIndex::within(dir, floor, memory, Some(notes))
+    }
+
+    fn within(
+        dir: &Path,
+        floor: u64,
+        memory: &Share,
+        notes: Option<spsc::Consumer<Note>>,
+    ) -> LogIndex {
+        LogIndex {
+            dir: dir.to_owned(),
+            state: Mutex::new(State {
+                segments: VecDeque::new(),
+                floor,
+                bytes: 0,
+                limit: usize::try_from(memory.bytes()).unwrap_or(usize::MAX),
+                charge: memory.charge(),
+                stopped: None,
+                notes,
+                frame: None,
+                batches: Vec::new(),
+            }),
+        }
     }
 
     /// Forgets the segments that end at `lsn` or before: what they hold is in the store's files. Returns
@@ -318,9 +435,10 @@ impl LogIndex {
                 .is_some_and(|s| s.cursor.segment_end() <= lsn)
         {
             if let Some(gone) = state.segments.pop_front() {
-                state.points -= gone.count;
+                state.bytes -= gone.bytes();
             }
         }
+        state.settle();
         state
             .segments
             .front()
@@ -390,11 +508,12 @@ impl LogIndex {
             return Ok(false);
         }
         let mut cursor = segment.cursor;
+        let before = segment.bytes();
         let stopped = match cursor.step(reader, |header, frame| segment.add(header, frame)) {
-            Ok(Some(points)) => {
+            Ok(Some(())) => {
                 segment.cursor = cursor;
-                state.points += points;
-                Self::shed(state);
+                state.bytes += segment.bytes() - before;
+                state.shed(None);
                 return Ok(true);
             }
             Ok(None) => None,
@@ -449,7 +568,7 @@ impl LogIndex {
             }));
         }
         let segment = state.segments.back_mut()?;
-        let before = segment.count;
+        let before = segment.bytes();
         for batches in &state.batches {
             segment.add_batches(
                 batches.key,
@@ -463,9 +582,9 @@ impl LogIndex {
         segment.cursor.lsn = end;
         segment.cursor.next_seq += 1;
         segment.cursor.prev_crc = frame.crc;
-        state.points += segment.count - before;
+        state.bytes += segment.bytes() - before;
         state.drop_frame();
-        Self::shed(state);
+        state.shed(None);
         Some(true)
     }
 
@@ -490,23 +609,6 @@ impl LogIndex {
         }
     }
 
-    /// Drops the points of the oldest segments beyond the limit.
-    fn shed(state: &mut State) {
-        if state.points <= MAX_POINTS {
-            return;
-        }
-        let last = state.segments.len() - 1;
-        for segment in state.segments.iter_mut().take(last) {
-            if segment.points.take().is_some() {
-                state.points -= segment.count;
-                segment.count = 0;
-                if state.points <= MAX_POINTS {
-                    return;
-                }
-            }
-        }
-    }
-
     /// Makes a segment's points again.
     fn restore(
         &self,
@@ -527,22 +629,9 @@ impl LogIndex {
             }
         }
         segment.cursor = state.segments[at].cursor;
-        state.points += segment.count;
+        state.bytes = state.bytes + segment.bytes() - state.segments[at].bytes();
         state.segments[at] = segment;
-        if state.points > MAX_POINTS {
-            // The others' go, oldest first; this one and the live one stay.
-            let last = state.segments.len() - 1;
-            for i in (0..last).filter(|&i| i != at) {
-                if state.points <= MAX_POINTS {
-                    break;
-                }
-                let other = &mut state.segments[i];
-                if other.points.take().is_some() {
-                    state.points -= other.count;
-                    other.count = 0;
-                }
-            }
-        }
+        state.shed(Some(at));
         Ok(())
     }
 

@@ -110,6 +110,18 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Of a coordinator that may take so many bytes: a fifth of them for appends.
+    pub fn within(bytes: u64) -> Self {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        Self {
+            max_in_flight_bytes: bytes / 5,
+            max_state_bytes: bytes - bytes / 5,
+            ..Self::default()
+        }
+    }
+}
+
 /// The time of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Now {

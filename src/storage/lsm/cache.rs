@@ -189,6 +189,11 @@ impl BlockCache {
         self.cache.get(&(file, position))
     }
 
+    /// Changes what it may hold; what does not fit goes at once.
+    pub fn set_budget(&self, budget: u64) {
+        self.cache.set_capacity(budget);
+    }
+
     /// What it did so far.
     pub fn stats(&self) -> CacheStats {
         CacheStats {
@@ -307,6 +312,8 @@ mod tests {
         let stats = cache.stats();
         assert!(stats.blocks <= fits && stats.blocks > fits / 2, "{stats:?}");
         assert_eq!(stats.evictions, 4 * fits - stats.blocks);
+        cache.set_budget(4 << 20);
+        assert!(cache.stats().bytes <= 4 << 20 && cache.stats().budget >= 4 << 20);
         assert_eq!(first.record(499).unwrap().offset, 499);
     }
 }

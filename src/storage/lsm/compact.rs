@@ -21,7 +21,8 @@ use crate::wire::record_batch::{
     BatchHeader, CODEC_MASK, DELETE_HORIZON, LOG_APPEND_TIME, Record, Records,
 };
 
-/// Keys in memory at a time, some 50 MB; a partition with more is gone through once for each so many.
+/// Keys in memory at a time at most, some 50 MB, where the budget has room for them; a partition with more is gone through
+/// once for each so many.
 pub const KEYS_AT_ONCE: usize = 1 << 20;
 
 /// What [`Plan::make`] found of a batch.

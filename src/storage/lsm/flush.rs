@@ -4,13 +4,15 @@
 //! Invariant: every batch of the segment's frames is in the SSTs, but those of deleted topics and those
 //! before their partition's start. A damaged segment gives what can still be read of it, and is kept.
 //!
-//! Cost: reads the segment twice, the second time from the page cache; 40 bytes of memory a batch.
+//! Cost: reads the segment twice, the second time from the page cache; 40 bytes of memory a batch, as far as the budget
+//! allows: with more batches it is read more often.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::batches::Batches;
 use super::error::StoreError;
 use super::manifest::{FileMeta, NEVER_COMPACTED};
 use super::pace::Pace;
@@ -20,10 +22,12 @@ use super::sst::{SstInfo, SstWriter};
 use super::store::Store;
 use crate::storage::PartitionKey;
 use crate::storage::frames::{Cursor, FetchError, FrameReader};
-use crate::storage::index::batch_time;
-use crate::storage::wal::frame::{ENTRY_HEADER, Entries, EntryKind, FRAME_ALIGN, FrameHeader};
+use crate::storage::wal::frame::{FRAME_ALIGN, FrameHeader};
 use crate::storage::wal::segment::segment_path;
-use crate::wire::record_batch;
+
+/// Bytes that a flush or a merge works in beside its lists: two files' buffers, the batch that is gathered and compressed,
+/// a compressor and a decompressor.
+pub(super) const WORKING_SET: u64 = 4 << 20;
 
 /// What a flush made.
 #[derive(Debug)]
@@ -39,16 +43,6 @@ pub struct Flushed {
     pub invalid: u64,
 }
 
-/// A batch in the segment.
-struct Entry {
-    key: PartitionKey,
-    offset: i64,
-    /// Byte in the file, and bytes.
-    at: u64,
-    len: u32,
-    time: i64,
-}
-
 /// Flushes the segment at `base`, whose frames are all durable and which nobody writes to.
 pub(crate) fn flush(
     store: &Store,
@@ -61,39 +55,19 @@ pub(crate) fn flush(
     let mut reader = FrameReader::files(store.dir(), store.id());
     let header = reader.header(base)?;
     let path = segment_path(store.dir(), base);
-    let mut entries = Vec::new();
-    let damage = collect(
-        &mut reader,
+    let memory = &store.memory;
+    let mut batches = Batches::new(
         Cursor::at_start(&header),
         &path,
-        |header, frame| {
-            for entry in Entries::new(frame, header).map_while(Result::ok) {
-                let EntryKind::Batch(key) = entry.kind else {
-                    continue;
-                };
-                let Ok(batch) = record_batch::parse_header(entry.bytes) else {
-                    continue;
-                };
-                if batch.next_offset() > view.start(key) {
-                    entries.push(Entry {
-                        key,
-                        offset: batch.base_offset,
-                        at: header.lsn - base + (entry.at + ENTRY_HEADER) as u64,
-                        len: entry.bytes.len() as u32,
-                        time: batch_time(&batch, header),
-                    });
-                }
-            }
-            pace.worked(header.size());
-        },
-    )?;
-    drop(reader);
-    // Stable, and offsets of a partition already ascend.
-    entries.sort_by_key(|entry| (entry.key, entry.offset));
+        memory.flush_bytes(),
+        &memory.maintenance,
+    );
+    let mut charge = memory.maintenance.charge();
+    charge.set(WORKING_SET);
     let mut flushed = Flushed {
         files: Vec::new(),
         end_lsn: header.end(),
-        damage,
+        damage: Vec::new(),
         invalid: 0,
     };
     let file = File::open(&path).map_err(StoreError::io("cannot open", &path))?;
@@ -114,12 +88,9 @@ pub(crate) fn flush(
     });
     let mut rebatcher: Option<(Policy, Rebatcher)> = None;
     let mut buffer = Vec::new();
-    let mut rest = &entries[..];
-    while let Some(first) = rest.first() {
-        let key = first.key;
-        let count = rest.iter().take_while(|entry| entry.key == key).count();
-        let (own, others) = rest.split_at(count);
-        rest = others;
+    while let Some(range) = batches.next(&mut reader, &view, pace)? {
+        let own = batches.entries(range);
+        let key = own[0].key;
         let wanted = policy(key.topic);
         if wanted.deleted {
             continue;
@@ -155,6 +126,7 @@ pub(crate) fn flush(
     for output in outputs {
         flushed.files.extend(output.finish()?);
     }
+    flushed.damage = batches.damage;
     // What was read of the segment is not read again.
     advise_unneeded(&file);
     Ok(flushed)
@@ -162,7 +134,7 @@ pub(crate) fn flush(
 
 /// Calls `take` with every frame of a segment. Behind damage it looks for the next whole frame of the same
 /// segment.
-fn collect(
+pub(super) fn collect(
     reader: &mut FrameReader,
     mut cursor: Cursor,
     path: &Path,

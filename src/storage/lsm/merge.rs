@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 
 use super::compact::{Action, Around, KEYS_AT_ONCE, Plan};
 use super::error::StoreError;
-use super::flush::{Output, unix_ms};
+use super::flush::{Output, WORKING_SET, unix_ms};
 use super::maintain::cpu_ns;
 use super::manifest::{COMPACTED, FileMeta, NEVER_COMPACTED};
+use super::memory::keys_bytes;
 use super::pace::Pace;
 use super::pick::{Job, Shape, pick};
 use super::policy::{Known, Policies};
@@ -76,12 +77,17 @@ impl Merger {
         batch_target: usize,
         stop: Arc<AtomicBool>,
     ) -> Merger {
+        let memory = &store.memory;
+        let shape = Shape::default();
         Merger {
+            keys_at_once: memory.keys_at_once().min(KEYS_AT_ONCE),
+            shape: Shape {
+                merged_max: memory.merged_max().min(shape.merged_max),
+                ..shape
+            },
             store,
             policies,
             batch_target,
-            keys_at_once: KEYS_AT_ONCE,
-            shape: Shape::default(),
             stop,
             said_full: false,
             idle: None,
@@ -112,7 +118,12 @@ impl Merger {
     pub(super) fn step_at(&mut self, now_ms: i64) -> Result<bool, StoreError> {
         let view = self.store.view();
         let mut policies = Known::new(&self.policies);
-        let picked = pick(&self.store, &view, &mut policies, self.shape, now_ms)?;
+        let mut shape = self.shape;
+        if self.store.is_crowded() {
+            // Fewer files take less of the budget.
+            shape.fan_in = 2;
+        }
+        let picked = pick(&self.store, &view, &mut policies, shape, now_ms)?;
         let Some(job) = picked else {
             return Ok(false);
         };
@@ -181,6 +192,8 @@ impl Merger {
             .collect();
         partitions.sort_by_key(|&(key, _)| key);
         let mut outputs = Outputs::new(&self.store, job, self.shape.merged_max);
+        let mut charge = self.store.memory.maintenance.charge();
+        charge.set(WORKING_SET);
         let mut rebatcher: Option<Rebatcher> = None;
         let mut source = Source {
             store: &self.store,
@@ -218,6 +231,7 @@ impl Merger {
                         oldest: is(all.get(live), extents.first()),
                         last: is(all.last(), extents.last()),
                     };
+                    charge.set(WORKING_SET + keys_bytes(self.keys_at_once));
                     let old = now_ms.saturating_sub(compaction.min_lag_ms);
                     let plan = Plan::make(old, self.keys_at_once, |take| {
                         source.walk(&part, &mut |batch, header, time| {

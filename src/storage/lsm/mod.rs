@@ -4,6 +4,7 @@
 //! batches of a partition into larger ones; [`keys`] is the index from message keys to offsets; [`cache`] holds
 //! decompressed blocks; [`repair`] makes a lost manifest anew.
 
+mod batches;
 pub mod cache;
 pub mod codec;
 mod compact;
@@ -12,6 +13,7 @@ pub mod flush;
 pub mod keys;
 pub mod maintain;
 pub mod manifest;
+mod memory;
 pub mod merge;
 pub mod pace;
 mod pick;
@@ -29,6 +31,7 @@ mod tests;
 pub use codec::{Codec, CodecError};
 pub use error::StoreError;
 pub use maintain::{MaintainConfig, Maintainer, Maintenance, Started};
+pub use memory::StoreMemory;
 pub use merge::Merger;
 pub use policy::{Compaction, Policies, Policy};
 pub use rebatch::{RebatchError, Rebatcher};

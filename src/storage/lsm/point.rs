@@ -17,8 +17,6 @@ use super::store::Store;
 use crate::storage::PartitionKey;
 use crate::wire::record_batch::{self, BatchError, Record, Records};
 
-/// Budget of a shard's cache of decompressed blocks.
-pub(super) const CACHE_BYTES: u64 = 64 << 20;
 /// Blocks that are remembered as read once: 64 KiB of memory.
 const TOUCHED: usize = 1 << 14;
 

@@ -5,8 +5,9 @@
 //! file is removed only when no view names it any more. Readers take the current view by one short lock
 //! that is never held while anything is read or written.
 //!
-//! Memory: 56 bytes for each partition of each run, the manifest's state, and the mappings of files, which
-//! hold page cache that the kernel takes back when it must; at most [`MAPPED_FILES`] at a time.
+//! Memory: 56 bytes for each partition of each run, charged to the budget, which asks for merges where they get many; the
+//! manifest's state; the cache of blocks; and the mappings of files, which hold page cache that the kernel takes back when
+//! it must; at most [`MAPPED_FILES`] at a time.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -18,9 +19,11 @@ use super::cache::BlockCache;
 use super::codec;
 use super::error::StoreError;
 use super::manifest::{self, Edit, FileMeta, Manifest, State};
-use super::point::{CACHE_BYTES, Touched};
+use super::memory::StoreMemory;
+use super::point::Touched;
 use super::sst::{PartitionExtent, Scan, SstError, SstReader};
 use super::steps::step;
+use crate::memory::budget::Charge;
 use crate::storage::PartitionKey;
 use crate::storage::reader::Outcome;
 use crate::storage::wal::LogId;
@@ -175,6 +178,13 @@ impl View {
         Some((first.max(start), end))
     }
 
+    /// Bytes of memory. Cost: a pass over all partitions.
+    pub fn bytes(&self) -> u64 {
+        let entry = size_of::<(PartitionKey, Vec<Extent>)>() + 1;
+        let lists: usize = self.partitions.values().map(Vec::capacity).sum();
+        (self.partitions.capacity() * entry * 8 / 7 + lists * size_of::<Extent>()) as u64
+    }
+
     fn insert(&mut self, file: &Arc<StoreFile>, extents: impl Iterator<Item = PartitionExtent>) {
         for extent in extents {
             let list = self.partitions.entry(extent.key).or_default();
@@ -241,6 +251,9 @@ pub struct Store {
     /// Blocks that single messages are read from again and again.
     pub(super) cache: BlockCache,
     pub(super) touched: Touched,
+    pub(super) memory: StoreMemory,
+    /// What the newest view takes.
+    extents: Mutex<Charge>,
     /// Counters of maintenance and damage.
     pub stats: StoreStats,
 }
@@ -255,6 +268,15 @@ impl Store {
     /// what an interrupted flush or merge left. Call it before the shard's log is opened. Cost: reads the
     /// manifest and each file's partition table.
     pub fn open(dir: &Path, id: LogId) -> Result<Arc<Store>, StoreError> {
+        Store::open_within(dir, id, StoreMemory::default())
+    }
+
+    /// As [`Store::open`], with what it may take of memory.
+    pub fn open_within(
+        dir: &Path,
+        id: LogId,
+        memory: StoreMemory,
+    ) -> Result<Arc<Store>, StoreError> {
         let fresh = State {
             next_number: 1,
             ..State::default()
@@ -271,7 +293,13 @@ impl Store {
                 .and_then(|()| fs::remove_file(&path))
                 .map_err(StoreError::io("cannot remove", &path))?;
         }
-        Ok(Arc::new(Self::build(dir, id, &state, Some(manifest))))
+        Ok(Arc::new(Self::build(
+            dir,
+            id,
+            &state,
+            Some(manifest),
+            memory,
+        )))
     }
 
     /// Opens the store of a stopped server for reading; changes nothing.
@@ -279,10 +307,17 @@ impl Store {
         check_manifest(dir)?;
         let state = manifest::load(dir, id)?.map_or_else(State::default, |loaded| loaded.state);
         check_files(dir, &state)?;
-        Ok(Arc::new(Self::build(dir, id, &state, None)))
+        let memory = StoreMemory::default();
+        Ok(Arc::new(Self::build(dir, id, &state, None, memory)))
     }
 
-    fn build(dir: &Path, id: LogId, state: &State, manifest: Option<Manifest>) -> Store {
+    fn build(
+        dir: &Path,
+        id: LogId,
+        state: &State,
+        manifest: Option<Manifest>,
+        memory: StoreMemory,
+    ) -> Store {
         let store = Store {
             dir: dir.to_owned(),
             id,
@@ -292,12 +327,25 @@ impl Store {
             mapped: AtomicU64::new(0),
             numbers: AtomicU64::new(0),
             behind: AtomicBool::new(false),
-            cache: BlockCache::new(CACHE_BYTES),
+            cache: BlockCache::new(memory.cache.bytes()),
             touched: Touched::default(),
+            extents: Mutex::new(memory.extents.charge()),
+            memory,
             stats: StoreStats::default(),
         };
         store.show(state);
         store
+    }
+
+    /// Whether what is known of partitions in SSTs is close to its share of memory.
+    pub(super) fn is_crowded(&self) -> bool {
+        let account = self.memory.extents.account();
+        account.used() > account.limit() / 8 * 7
+    }
+
+    /// The cache of blocks.
+    pub fn cache(&self) -> &BlockCache {
+        &self.cache
     }
 
     /// The shard's folder.
@@ -435,7 +483,14 @@ impl Store {
         for number in &gone {
             before[number].obsolete.store(true, Ordering::Release);
         }
+        let bytes = view.bytes();
+        let mut extents = lock(&self.extents);
+        // The one before lives until its readers are through.
+        let before = extents.bytes();
+        extents.set(before + bytes);
         *lock(&self.view) = Arc::new(view);
+        drop(old);
+        extents.set(bytes);
     }
 
     /// The mapped file of `file`; unmaps the one not used for longest beyond [`MAPPED_FILES`].

@@ -10,7 +10,6 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::StoreError;
 use super::codec;
 use super::flush::unix_ms;
 use super::maintain::{MaintainConfig, Maintenance};
@@ -20,6 +19,8 @@ use super::pick::Shape;
 use super::policy::{Compaction, Policy};
 use super::steps;
 use super::store::{Store, View};
+use super::{StoreError, StoreMemory};
+use crate::memory::budget::{Part, Share};
 use crate::storage::wal::segment::{list_segments, shard_dir};
 use crate::storage::wal::{LogId, Replay};
 use crate::storage::{LogReader, PartitionKey, WalConfig, WalShared, WalWriter};
@@ -55,6 +56,9 @@ impl Replay for Nothing {
     fn snapshot(&mut self, _: &[u8], _: u32, _: u32) {}
     fn batch(&mut self, _: PartitionKey, _: &[u8]) {}
 }
+
+/// For a list of 16 batches.
+const FLUSH_BYTES: u64 = 16 * 80;
 
 /// A shard as the server runs it, but for its threads.
 pub(super) struct Shard {
@@ -106,7 +110,12 @@ impl Shard {
 
     pub(super) fn open(&mut self) {
         fs::create_dir_all(self.path()).unwrap();
-        let store = Store::open(&self.path(), ID).unwrap();
+        // A segment has more batches than a flush may list at a time.
+        let memory = StoreMemory {
+            maintenance: Share::alone(Part::Maintenance, FLUSH_BYTES * 4),
+            ..StoreMemory::default()
+        };
+        let store = Store::open_within(&self.path(), ID, memory).unwrap();
         self.open_log(store);
     }
 

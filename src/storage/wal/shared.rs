@@ -16,6 +16,7 @@ use super::pin::SlotPin;
 use super::segment::segment_path;
 use super::staging::Staging;
 use super::writer::FrameSeq;
+use crate::memory::budget::Share;
 use crate::memory::spsc;
 use crate::storage::index::{LogIndex, Note};
 use crate::telemetry::Counter;
@@ -80,11 +81,12 @@ impl WalShared {
         checkpoint: u64,
         flushed_lsn: u64,
         notes: spsc::Consumer<Note>,
+        index: &Share,
     ) -> WalShared {
         WalShared {
             id,
             pins: (0..staging.slots()).map(|_| SlotPin::new()).collect(),
-            index: LogIndex::live(&dir, flushed_lsn, notes),
+            index: LogIndex::live(&dir, flushed_lsn, notes, index),
             dir,
             durable: Line(AtomicU64::new(durable)),
             durable_lsn: AtomicU64::new(durable_lsn),

@@ -14,6 +14,7 @@ use super::frame::{FRAME_ALIGN, FrameHeader, LogId, OFF_SEQ, u64_at};
 use super::segment::{SegmentHeader, list_segments, segment_path, shard_dir};
 use super::staging::{STAGING_HEADER, file_name};
 use super::*;
+use crate::memory::budget::{Part, Share};
 use crate::storage::frames::FrameReader;
 use crate::storage::index::{LogIndex, NOTES};
 use crate::storage::{LogReader, PartitionKey, ReadError};
@@ -770,6 +771,45 @@ fn the_index_of_a_running_log_is_that_of_its_files() {
         same(&mut writer, &shared);
         drop(writer);
     }
+}
+
+/// With next to no memory the index becomes coarser, and everything is found all the same: by offset and by time.
+#[test]
+fn an_index_without_memory_finds_everything() {
+    let place = Place::new();
+    let share = Share::alone(Part::OffsetIndex, 12_000);
+    let config = WalConfig {
+        segment_size: 64 * COMMIT as u64,
+        index: share.clone(),
+        ..place.config()
+    };
+    let mut model = Model::default();
+    let (mut writer, shared, _) = WalWriter::open(&config, 0, &mut Log::default()).unwrap();
+    let mut reader = LogReader::live(std::sync::Arc::clone(&shared));
+    for _ in 0..20 {
+        model.append_all(&mut writer, 300, 9000);
+        writer.flush().unwrap();
+        reader.bounds(key(0)).unwrap();
+        let usage = share.account().usage();
+        assert!(usage.used <= usage.limit, "{usage:?}");
+    }
+    assert!(share.account().usage().refused > 10);
+    let all = model.all();
+    for partition in 0..3 {
+        assert_eq!(
+            read_all(&mut reader, key(partition), 100_000),
+            all[&key(partition)]
+        );
+        for offset in (0..2000).step_by(97) {
+            let mut out = Vec::new();
+            reader.read(key(partition), offset, 1, &mut out).unwrap();
+            assert_eq!(out, all[&key(partition)][offset as usize]);
+        }
+    }
+    drop(reader);
+    drop(writer);
+    drop(shared);
+    assert_eq!(share.account().used(), 0);
 }
 
 #[test]

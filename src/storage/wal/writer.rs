@@ -33,11 +33,12 @@ use super::segment::{
 };
 use super::shared::{WalShared, WalState};
 use super::staging::{Sealed, Staging};
+use crate::memory::budget::{Part, Share};
 use crate::memory::spsc;
 use crate::storage::PartitionKey;
 use crate::storage::catalog::lock_file;
 use crate::storage::frames::{FetchError, FrameReader};
-use crate::storage::index::{BatchesNote, FrameNote, NOTES, Note};
+use crate::storage::index::{BatchesNote, DEFAULT_BYTES, FrameNote, NOTES, Note};
 use crate::wire::record_batch;
 
 /// More commits in flight only add latency (measured: 64 KiB at depth 16 doubles p50 over depth 4).
@@ -103,6 +104,8 @@ pub struct WalConfig {
     pub linger: Duration,
     /// What lies before this is in the store's files and is not looked for in the log.
     pub flushed_lsn: u64,
+    /// What the index of the log may take of memory.
+    pub index: Share,
     /// Open a log that has lost a durable part, without what lies behind the damage. What is cut is
     /// kept under another name.
     pub accept_damage: bool,
@@ -122,6 +125,7 @@ impl WalConfig {
             commits_in_flight: 4,
             linger: DEFAULT_LINGER,
             flushed_lsn: 0,
+            index: Share::alone(Part::OffsetIndex, DEFAULT_BYTES),
             accept_damage: false,
         }
     }
@@ -340,6 +344,7 @@ impl WalWriter {
             recovered.checkpoint,
             config.flushed_lsn,
             index_notes,
+            &config.index,
         ));
         let preparer = Preparer::start(
             Arc::clone(&shared),
