@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{FetchRequest, ProduceRequest, RequestHeader, TopicName};
-use kafka_protocol::protocol::{Encodable, HeaderVersion, Request, StrBytes};
+use kafka_protocol::protocol::{Encodable, Request, StrBytes};
 use rand::{Rng, SeedableRng};
 use support::kafka::Connection;
 use support::{Server, wait_until};
@@ -31,10 +31,10 @@ const WRITERS: u32 = 2;
 const BIG: usize = 24 << 20;
 const BIG_BATCH: usize = 200_000;
 /// Consumers that do not take what they asked for, and how often each asks: more than the kernel's buffers hold.
-const DEAF: usize = 16;
+const DEAF: usize = 8;
 const ASKED: usize = 40;
-/// What the process may take beyond its budget, in bytes: what is under way between two looks at it, and what the
-/// C library holds back until it is asked for it.
+/// What the process takes and its accounts differ by so much at most, in bytes: code, stacks, and what the C library holds
+/// back on one side, pages of rings that have not been touched on the other.
 const BOUND: u64 = 32 << 20;
 
 const MEMORY: &str =
@@ -130,14 +130,13 @@ fn check(memory: &MemoryStats) {
             "{account:?}"
         );
     }
-    // Parts of fixed size are counted whole, though not all of their pages have been touched.
-    let used = |name| memory.account(name).unwrap().used;
-    let sum: u64 = memory.accounts.iter().map(|account| account.used).sum();
-    assert!(sum >= memory.taken, "{memory:?}");
-    assert!(sum - memory.taken <= used("rings") + BOUND, "{memory:?}");
-    assert!(memory.taken <= memory.budget + BOUND, "{memory:?}");
-    let rest = memory.account("rest").unwrap();
-    assert!(rest.used <= rest.limit + BOUND, "{memory:?}");
+    let others = memory
+        .accounts
+        .iter()
+        .filter(|account| account.name != "rest");
+    let accounted: u64 = others.map(|account| account.used).sum();
+    assert!(accounted.abs_diff(memory.taken) <= BOUND, "{memory:?}");
+    assert!(memory.taken <= memory.budget, "{memory:?}");
     assert!(
         memory
             .heap

@@ -17,7 +17,7 @@ use crate::shard::{
 use crate::storage::index;
 
 /// Bytes of a partition: its counters, its place in the shard, and the topics' tables.
-pub const PARTITION: u64 = 1 << 10;
+pub const PARTITION: u64 = 1280;
 /// What is known of a partition in some ten SSTs.
 const PARTITION_IN_SSTS: u64 = 640;
 /// Bytes of an idle Kafka connection, and of one with TLS.
@@ -38,6 +38,10 @@ const MAINTENANCE_MAX: u64 = 256 << 20;
 const CACHE_MIN: u64 = 4 << 20;
 /// Producers that a shard remembers at least.
 const PRODUCERS_MIN: u64 = 256;
+/// Bytes that they take unless the configuration says more: some 65,000.
+const PRODUCERS_MAX: u64 = 36 << 20;
+/// One part in so many of a segment is for the producers that are known when it begins.
+const SNAPSHOT_PART: u64 = 4;
 /// Answers under way of a Kafka thread, at least and at most.
 const ANSWERS: (u64, u64) = (8 << 20, 512 << 20);
 /// Requests of a Kafka thread at most; at least so many of the largest.
@@ -197,7 +201,7 @@ fn wants(part: Part, config: &Config, minimum: u64) -> (u64, u64) {
     match part {
         Part::Mempools | Part::Staging | Part::Rings => (0, minimum),
         Part::Partitions => (6, 1 << 40),
-        Part::Dedupe => (4, shards * dedupe::bytes(dedupe::MAX_PRODUCERS)),
+        Part::Dedupe => (4, shards * dedupe::bytes(producers(config, PRODUCERS_MAX))),
         Part::OffsetIndex => (8, minimum.max(shards * INDEX.1)),
         // The index of a topic that a client makes: it has no other minimum.
         Part::KeyIndex => (6, 1 << 40),
@@ -212,6 +216,13 @@ fn wants(part: Part, config: &Config, minimum: u64) -> (u64, u64) {
         Part::Maintenance => (10, shards * MAINTENANCE_MAX),
         Part::Rest => (12, minimum.max(REST_MAX)),
     }
+}
+
+/// Producers that a shard remembers in `memory` bytes. All of them are written into each new segment of the log, of which
+/// that is to be a small part.
+pub fn producers(config: &Config, memory: u64) -> usize {
+    let written = config.storage.segment_size / SNAPSHOT_PART;
+    dedupe::producers_in(memory.min(written))
 }
 
 /// Bytes of a connection to the costliest listener.

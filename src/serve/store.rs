@@ -6,9 +6,9 @@ use std::sync::Arc;
 use crossbeam_queue::ArrayQueue;
 
 use crate::config::Config;
-use crate::config::memory::{Facts, Plan};
+use crate::config::memory::{Facts, Plan, producers};
 use crate::memory::budget::{Budget, Part};
-use crate::shard::{DEFAULT_PENDING_ACKS, GapReport, Recovered, ShardConfig, dedupe};
+use crate::shard::{DEFAULT_PENDING_ACKS, GapReport, Recovered, ShardConfig};
 use crate::storage::lsm::{
     Codec, Compaction, MaintainConfig, Maintainer, Policies, Policy, Started, Store, StoreMemory,
 };
@@ -79,7 +79,7 @@ pub(super) fn open(config: &Config, mempools: u64) -> Result<OpenStore, Error> {
             .sum(),
     };
     let memory = Plan::new(config, &facts)?.budget();
-    let producers = dedupe::producers_in(memory.account(Part::Dedupe).share(count).bytes());
+    let producers = producers(config, memory.account(Part::Dedupe).share(count).bytes());
     let mut keys: Vec<Vec<PartitionKey>> = vec![Vec::new(); count];
     for (topic, places) in catalog
         .topics()

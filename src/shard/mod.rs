@@ -28,10 +28,7 @@ pub use inbound::{
 pub use partition::{PartitionStats, Reasons};
 #[cfg(feature = "dpdk")]
 pub(crate) use raw::messages;
-pub use shard::{
-    CloseError, DEFAULT_PENDING_ACKS, DEFAULT_PRODUCERS, ROUND_MESSAGES, Shard, ShardConfig,
-    ShardStats,
-};
+pub use shard::{CloseError, DEFAULT_PENDING_ACKS, ROUND_MESSAGES, Shard, ShardConfig, ShardStats};
 pub use snapshot::{PART_MAGIC, PART_MAX, PART_VERSION, Recovered};
 
 #[cfg(test)]

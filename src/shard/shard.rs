@@ -43,9 +43,6 @@ const LOADED_MESSAGES: usize = ROUND_MESSAGES / 2;
 /// Gap reports stored in one round, so that a flood of them cannot starve messages.
 const ROUND_GAPS: usize = 8;
 
-/// Producers remembered by default: 9 MiB.
-pub const DEFAULT_PRODUCERS: usize = 16_384;
-
 /// Acknowledgements that may wait for the disk by default (7 MiB): 65,536 batches are more than
 /// staging holds of all but tiny ones.
 pub const DEFAULT_PENDING_ACKS: usize = 65_536;
@@ -61,7 +58,7 @@ const CLOSE_STALL_NS: u64 = 5_000_000_000;
 pub struct ShardConfig {
     /// The partitions it owns; the position is the shard-local index of [`Inbound`].
     pub partitions: Vec<PartitionKey>,
-    /// Producers remembered, counted once a partition; [`DEFAULT_PRODUCERS`].
+    /// Producers remembered, counted once a partition.
     pub max_producers: usize,
     /// Acknowledgements that may wait for the disk; [`DEFAULT_PENDING_ACKS`].
     pub max_pending_acks: usize,
