@@ -16,6 +16,7 @@ use kafka_protocol::messages::{ApiVersionsRequest, ProduceRequest, TopicName};
 use kafka_protocol::protocol::StrBytes;
 use support::kafka::Connection;
 use support::{Server, wait_until};
+use taffrail::config::memory::PARTITION;
 use taffrail::control::protocol::{MemoryStats, Stats, TopicChange};
 use taffrail::wire::record_batch::BatchWriter;
 
@@ -193,13 +194,9 @@ fn main() {
         bench.measure(&name, MESSAGES, "offset_index", || {
             let mut next = 0;
             for _ in 0..MESSAGES / BATCH / 100 {
-                let list: Vec<u32> = (0..100.min(partitions))
-                    .map(|i| (next + i) % partitions)
-                    .collect();
+                let list: Vec<u32> = (0..100).map(|i| (next + i) % partitions).collect();
                 next = (next + 100) % partitions;
-                for _ in 0..100 / list.len() {
-                    bench.produce(&mut connection, "t", &list, None);
-                }
+                bench.produce(&mut connection, "t", &list, None);
             }
         });
         let (stats, memory) = bench.stats();
@@ -214,7 +211,7 @@ fn main() {
             of("rest") as f64 / f64::from(1 << 20)
         );
         if runs > 0 {
-            let extents = of("partitions").saturating_sub(u64::from(partitions + 17) * 1024);
+            let extents = of("partitions").saturating_sub(u64::from(partitions + 17) * PARTITION);
             println!(
                 "  a partition in an SST: {:.1} bytes",
                 extents as f64 / (runs * u64::from(partitions)) as f64

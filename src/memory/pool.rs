@@ -59,7 +59,7 @@ fn class_of(capacity: usize) -> Option<usize> {
 
 /// Bytes of a class's buffers.
 fn size_of_class(class: usize) -> usize {
-    (STEPS + class % STEPS) * (MIN / STEPS) << (class / STEPS)
+    ((STEPS + class % STEPS) * (MIN / STEPS)) << (class / STEPS)
 }
 
 impl Pool {
