@@ -230,6 +230,7 @@ fn policy(topics: &Snapshot, codecs: &HashMap<String, Codec>, id: u32) -> Policy
                 .parse()
                 .unwrap_or(defaults.dirty_ratio),
         }),
+        indexed: topic_settings::is_indexed(&topic.settings),
         deleted: false,
     }
 }

@@ -13,12 +13,13 @@
 //! The time of a batch is its largest timestamp, but no later than the time its frame was sealed and no
 //! more than [`RESIDENCE_MS`] earlier: a producer's wrong clock cannot hide a message.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::PartitionKey;
 use super::frames::{Cursor, FetchError, FrameReader};
+use super::keylog::Stretch;
 use super::wal::frame::{Entries, EntryKind, FrameHeader};
 use super::wal::segment::{SEGMENT_HEADER, list_segments};
 use crate::memory::budget::{Charge, Part, Share};
@@ -456,6 +457,26 @@ impl LogIndex {
             .filter(|range| range.end > offset)
             .map(|range| range.bytes)
             .sum()
+    }
+
+    /// What lies before this is in the store's files; the segments behind it that are indexed, and how far.
+    pub(crate) fn stretches(&self) -> (u64, Vec<Stretch>) {
+        let state = self.lock();
+        let stretch = |segment: &Segment| Stretch {
+            base: segment.cursor.base,
+            from: segment.start.lsn,
+            to: segment.cursor.lsn,
+        };
+        let segments = state.segments.iter();
+        let stretches = segments.filter(|segment| segment.cursor.base >= state.floor);
+        (state.floor, stretches.map(stretch).collect())
+    }
+
+    /// The topics that the log has. Cost: a pass over all partitions in it.
+    pub(crate) fn topics(&self) -> BTreeSet<u32> {
+        let state = self.lock();
+        let ranges = state.segments.iter().flat_map(|s| s.ranges.keys());
+        ranges.map(|key| key.topic).collect()
     }
 
     /// What lies before this is no longer looked for in the log.

@@ -1,7 +1,7 @@
 //! The write-ahead log and its readers; knows nothing of networks.
 //!
 //! [`catalog`] says which topics there are and in which shard each partition lies; [`wal`] is a
-//! shard's log: its writer and its recovery; [`reader`] reads it back by offset and time, from a
+//! shard's log: its writer and its recovery; [`reader`] reads it back by offset, time and key, from a
 //! running server or from files; [`verify`] and [`inspect`] look at the files themselves.
 
 pub mod backup;
@@ -10,6 +10,7 @@ pub mod export;
 mod frames;
 pub mod index;
 pub mod inspect;
+pub(crate) mod keylog;
 pub mod lsm;
 pub mod reader;
 pub mod repair;
@@ -18,7 +19,8 @@ pub mod verify;
 pub mod wal;
 
 pub use catalog::{Catalog, CatalogError, Topic, TopicSpec};
-pub use reader::{LogReader, Outcome, ReadError};
+pub use lsm::keys::range::KeyBounds;
+pub use reader::{LogReader, Message, Outcome, RangeKey, RangePage, ReadError};
 pub use wal::{
     DEFAULT_LINGER, FrameSeq, RecoveryReport, Refusal, Replay, WalConfig, WalError, WalShared,
     WalState, WalWriter,

@@ -3,6 +3,8 @@
 //! Invariant: only durable batches are returned, whole and in offset order; the writer is never
 //! blocked. Readers of one running log share its index.
 
+mod keys;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,6 +12,7 @@ use super::PartitionKey;
 use super::catalog::Catalog;
 use super::frames::{FetchError, FrameReader};
 use super::index::{LogIndex, batch_time};
+use super::keylog::KeyLog;
 use super::wal::frame::{Entries, EntryKind, LogId};
 use super::wal::segment::shard_dir;
 use super::wal::shared::WalShared;
@@ -18,6 +21,8 @@ use crate::storage::lsm::StoreError;
 use crate::storage::lsm::codec;
 use crate::storage::lsm::store::Store;
 use crate::wire::record_batch::{self, Records};
+
+pub use keys::{KeyRange, Message, RangeKey, RangePage};
 
 /// Why nothing was read.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +74,7 @@ pub struct LogReader {
     index: Index,
     frames: FrameReader,
     store: Option<Arc<Store>>,
+    keys: Arc<KeyLog>,
 }
 
 impl LogReader {
@@ -76,6 +82,7 @@ impl LogReader {
     pub fn live(shared: Arc<WalShared>) -> LogReader {
         LogReader {
             frames: FrameReader::live(Arc::clone(&shared)),
+            keys: Arc::clone(shared.keys()),
             index: Index::Live(shared),
             store: None,
         }
@@ -118,6 +125,7 @@ impl LogReader {
             index: Index::Own(Box::new(index)),
             frames,
             store,
+            keys: Arc::default(),
         })
     }
 

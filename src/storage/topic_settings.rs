@@ -1,4 +1,4 @@
-//! The settings of topics, by Kafka's names: what may be set, to what, and what it is otherwise.
+//! The settings of topics, by Kafka's names, and Taffrail's own: what may be set, to what, and what it is otherwise.
 //!
 //! Kafka's settings that are not listed have no effect here: a client that sets one is told so, instead of
 //! believing it. Source: the topic configurations in Kafka's documentation.
@@ -43,6 +43,11 @@ enum Allowed {
 
 /// `max.message.bytes` where none is set, as in Kafka: 1 MiB and the bytes before a batch's length.
 pub const DEFAULT_MAX_MESSAGE: &str = "1048588";
+
+/// Taffrail's own setting: which index a topic has.
+pub const INDEX: &str = "taffrail.index";
+/// Its value where keys are indexed.
+pub const INDEX_KEY: &str = "key";
 
 /// Every setting, by name.
 pub const SETTINGS: &[Setting] = &[
@@ -144,7 +149,19 @@ pub const SETTINGS: &[Setting] = &[
         doc: "taken and shown for tools that set it; the server chooses when it writes a segment out",
         allowed: Allowed::Number(1, i64::MAX),
     },
+    Setting {
+        name: INDEX,
+        kind: Kind::String,
+        default: "none",
+        doc: "key: an index finds the newest record of a key, and keys in order; none: there is no index",
+        allowed: Allowed::Words(&["none", INDEX_KEY]),
+    },
 ];
+
+/// Whether a topic with these settings has an index of its keys.
+pub fn is_indexed(settings: &BTreeMap<String, String>) -> bool {
+    value(settings, INDEX) == INDEX_KEY
+}
 
 /// The setting of a name.
 pub fn find(name: &str) -> Option<&'static Setting> {
@@ -216,6 +233,7 @@ mod tests {
             ("min.cleanable.dirty.ratio", "2", "0 to 1"),
             ("min.insync.replicas", "2", "1 to 1"),
             ("retention.minutes", "1", "retention.ms"),
+            ("taffrail.index", "value", "none, key"),
         ] {
             let message = check(name, Some(value)).unwrap_err();
             assert!(message.contains(says), "{message}");

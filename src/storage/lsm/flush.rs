@@ -5,7 +5,8 @@
 //! before their partition's start. A damaged segment gives what can still be read of it, and is kept.
 //!
 //! Cost: reads the segment twice, the second time from the page cache; 40 bytes of memory a batch, as far as the budget
-//! allows: with more batches it is read more often.
+//! allows: with more batches it is read more often. Where keys are indexed, batches are decompressed once more, and memory
+//! as `keys::collect`.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -14,16 +15,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::batches::Batches;
 use super::error::StoreError;
+use super::keys::collect::{Collector, DrainError};
+use super::keys::{KeysError, KeysReader};
 use super::manifest::{FileMeta, NEVER_COMPACTED};
 use super::pace::Pace;
 use super::policy::Policy;
 use super::rebatch::Rebatcher;
-use super::sst::{SstInfo, SstWriter};
+use super::sst::{SstError, SstInfo, SstWriter, scratch_path};
 use super::store::Store;
 use crate::storage::PartitionKey;
 use crate::storage::frames::{Cursor, FetchError, FrameReader};
 use crate::storage::wal::frame::{FRAME_ALIGN, FrameHeader};
 use crate::storage::wal::segment::segment_path;
+use crate::wire::record_batch;
 
 /// Bytes that a flush or a merge works in beside its lists: two files' buffers, the batch that is gathered and compressed,
 /// a compressor and a decompressor.
@@ -87,6 +91,7 @@ pub(crate) fn flush(
         }
     });
     let mut rebatcher: Option<(Policy, Rebatcher)> = None;
+    let mut collector: Option<Collector> = None;
     let mut buffer = Vec::new();
     while let Some(range) = batches.next(&mut reader, &view, pace)? {
         let own = batches.entries(range);
@@ -105,6 +110,9 @@ pub(crate) fn flush(
             continue;
         };
         let output = &mut outputs[usize::from(wanted.compaction.is_some())];
+        let mut keys = wanted
+            .indexed
+            .then(|| output.collector(&mut collector, key));
         let mut failed = None;
         let mut time = i64::MIN;
         for entry in own {
@@ -116,11 +124,27 @@ pub(crate) fn flush(
                 output.put(key, batch, time, &mut failed);
             });
             flushed.invalid += u64::from(pushed.is_err());
+            if let Some(keys) = &mut keys
+                && pushed.is_ok()
+                && let Ok(header) = record_batch::parse_header(&buffer)
+            {
+                let kept = keys.batch(&buffer, &header);
+                kept.map_err(|error| keys_failed(&output.path, error))?;
+            }
             pace.worked(entry.len as usize);
         }
         rebatcher.finish(&mut |batch| output.put(key, batch, time, &mut failed));
         if let Some(error) = failed {
             return Err(error);
+        }
+        if let Some(keys) = keys {
+            let drained = output.keys(key, keys, &[], 0);
+            drained.map_err(|error| match error {
+                DrainError::Section(_, error) | DrainError::Run(error) => {
+                    keys_failed(&output.path, error)
+                }
+                DrainError::Take(error) => error,
+            })?;
         }
     }
     for output in outputs {
@@ -224,6 +248,42 @@ impl Output {
         Ok(writer.cover(key, first, end, time)?)
     }
 
+    /// A collector for the keys of a partition that goes to this file; made once, in `slot`.
+    pub(super) fn collector<'a>(
+        &self,
+        slot: &'a mut Option<Collector>,
+        key: PartitionKey,
+    ) -> &'a mut Collector {
+        let collector = slot.get_or_insert_with(|| {
+            // Not the writer's own name.
+            Collector::new(scratch_path(&self.path).with_extension("runs.tmp"))
+        });
+        collector.begin(key);
+        collector
+    }
+
+    /// Writes the keys of `key`, the partition written to last, that were collected and those in sections of other files,
+    /// but for offsets before `least`. Nothing where the file has nothing of the partition.
+    pub(super) fn keys(
+        &mut self,
+        key: PartitionKey,
+        collected: &mut Collector,
+        sections: &[KeysReader],
+        least: i64,
+    ) -> Result<(), DrainError<StoreError>> {
+        let Some(writer) = &mut self.writer else {
+            return Ok(());
+        };
+        if writer.partition() != Some(key) {
+            return Ok(());
+        }
+        let take = |error: SstError| DrainError::Take(error.into());
+        writer.keyed().map_err(take)?;
+        collected.drain(sections, least, |kept, offset| {
+            writer.key(kept, offset).map_err(StoreError::from)
+        })
+    }
+
     /// Ends the file; `None`: nothing was written.
     pub(super) fn finish(self) -> Result<Option<FileMeta>, StoreError> {
         let Some(writer) = self.writer else {
@@ -243,6 +303,15 @@ impl Output {
             due: NEVER_COMPACTED,
         }))
     }
+}
+
+/// The files that keys of the file at `path` are collected in failed.
+pub(super) fn keys_failed(path: &Path, error: KeysError) -> StoreError {
+    let source = match error {
+        KeysError::Io(source) => source,
+        other => std::io::Error::other(other),
+    };
+    StoreError::io("cannot collect keys for", path)(source)
 }
 
 pub(super) fn unix_ms() -> i64 {

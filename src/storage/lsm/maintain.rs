@@ -194,6 +194,11 @@ impl Maintenance {
         }
         self.retained = Some(Instant::now());
         let policies = Arc::clone(&self.config.policies);
+        for topic in self.wal.index().topics() {
+            if policies(topic).indexed {
+                self.wal.keys().want(topic);
+            }
+        }
         let trims = expired(&self.store, &self.store.view(), unix_ms(), &mut |topic| {
             policies(topic)
         })?;

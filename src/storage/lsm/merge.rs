@@ -6,7 +6,8 @@
 //! manifest names the new one, and go when nobody reads them any more. A kill at any step leaves either.
 //!
 //! Cost: reads what is in the files once, that of compacted topics twice; batches of the target's size are copied
-//! as they are. Memory: as `compact`, and a file being written.
+//! as they are. Key indexes are merged from those of the files; records are read for them where a file has none of a topic
+//! that is to have one, and where a topic is compacted. Memory: as `compact` and `keys::collect`, and a file being written.
 
 use std::sync::{Arc, PoisonError};
 #[cfg(all(test, not(loom)))]
@@ -17,7 +18,9 @@ use std::time::{Duration, Instant};
 
 use super::compact::{Action, Around, KEYS_AT_ONCE, Plan};
 use super::error::StoreError;
-use super::flush::{Output, WORKING_SET, unix_ms};
+use super::flush::{Output, WORKING_SET, keys_failed, unix_ms};
+use super::keys::KeysError;
+use super::keys::collect::{Collector, DrainError};
 use super::maintain::cpu_ns;
 use super::manifest::{COMPACTED, FileMeta, NEVER_COMPACTED};
 use super::memory::keys_bytes;
@@ -201,6 +204,7 @@ impl Merger {
             pace: Pace::new(false),
             crawled: 0,
         };
+        let mut collector = None;
         let mut dropped = 0;
         for (key, extents) in &partitions {
             let policy = policies.of(key.topic);
@@ -217,6 +221,7 @@ impl Merger {
                 key: *key,
                 extents,
                 start: view.start(*key),
+                indexed: policy.indexed,
             };
             dropped += match policy.compaction {
                 Some(compaction) => {
@@ -239,10 +244,19 @@ impl Merger {
                             Ok(())
                         })
                     })?;
-                    compacted(&mut source, &part, &plan, around, rebatcher, &mut outputs)?
+                    let keys = &mut collector;
+                    compacted(
+                        &mut source,
+                        &part,
+                        &plan,
+                        around,
+                        rebatcher,
+                        &mut outputs,
+                        keys,
+                    )?
                 }
                 None => {
-                    copied(&mut source, &part, rebatcher, &mut outputs)?;
+                    copied(&mut source, &part, rebatcher, &mut outputs, &mut collector)?;
                     0
                 }
             };
@@ -285,6 +299,8 @@ struct Part<'a> {
     /// Those that reach behind its start.
     extents: &'a [Extent],
     start: i64,
+    /// Its keys are to be indexed.
+    indexed: bool,
 }
 
 impl Part<'_> {
@@ -386,16 +402,74 @@ fn copied(
     part: &Part,
     rebatcher: &mut Rebatcher,
     outputs: &mut Outputs,
+    keys: &mut Option<Collector>,
 ) -> Result<(), Stopped> {
     let mut sink = outputs.sink(part, NEVER_COMPACTED)?;
     source.walk(part, &mut |batch, _, time| {
         sink.push(rebatcher, batch, time)
     })?;
     sink.end(rebatcher, part, None)?;
+    if part.indexed {
+        copied_keys(source, part, &mut sink, keys)?;
+    }
     Ok(())
 }
 
-/// As [`copied`], without what the plan lets go; gives how many records that were.
+/// Merges the key indexes of a partition; those of files that have none are made of the records.
+fn copied_keys(
+    source: &mut Source,
+    part: &Part,
+    sink: &mut Sink,
+    keys: &mut Option<Collector>,
+) -> Result<(), Stopped> {
+    let output = &mut sink.open.output;
+    let path = output.path.clone();
+    let collector = output.collector(keys, part.key);
+    let (keyed, others): (Vec<Extent>, Vec<Extent>) = part
+        .extents
+        .iter()
+        .cloned()
+        .partition(|extent| extent.keyed);
+    if !others.is_empty() {
+        let rest = Part {
+            extents: &others,
+            ..*part
+        };
+        source.walk(&rest, &mut |batch, header, _| {
+            let kept = collector.batch(batch, header);
+            kept.map_err(|error| keys_failed(&path, error))
+        })?;
+    }
+    let damaged = |at: usize| {
+        let file = Arc::clone(&keyed[at].file);
+        move |error| match error {
+            SstError::Io { .. } => Stopped::Failed(error.into()),
+            error => Stopped::Damaged(file, error),
+        }
+    };
+    let mut readers = Vec::with_capacity(keyed.len());
+    for (at, extent) in keyed.iter().enumerate() {
+        readers.push(source.store.reader(&extent.file).map_err(damaged(at))?);
+    }
+    let (mut sections, mut of) = (Vec::new(), Vec::new());
+    for (at, reader) in readers.iter().enumerate() {
+        sections.extend(reader.keys().map_err(damaged(at))?);
+        of.resize(sections.len(), at);
+    }
+    // What was dropped with its whole batch is not there any more.
+    let least = sink.first.unwrap_or(i64::MAX);
+    let drained = output.keys(part.key, collector, &sections, least);
+    drained.map_err(|error| match error {
+        DrainError::Section(number, error) => {
+            let at = of[number];
+            damaged(at)(readers[at].keys_damaged(&error))
+        }
+        DrainError::Run(error) => Stopped::Failed(keys_failed(&path, error)),
+        DrainError::Take(error) => Stopped::Failed(error),
+    })
+}
+
+/// As [`copied`], without what the plan lets go; gives how many records that were. The index has the keys of what stays.
 fn compacted(
     source: &mut Source,
     part: &Part,
@@ -403,32 +477,65 @@ fn compacted(
     around: Around,
     rebatcher: &mut Rebatcher,
     outputs: &mut Outputs,
+    keys: &mut Option<Collector>,
 ) -> Result<u64, Stopped> {
     let mut sink = outputs.sink(part, COMPACTED)?;
+    let path = sink.open.output.path.clone();
+    let failed = |error: KeysError| keys_failed(&path, error);
+    let mut keys = match part.indexed {
+        true => Some(sink.open.output.collector(keys, part.key)),
+        false => None,
+    };
     let mut cursor = plan.cursor(around);
     source.walk(part, &mut |batch, header, time| match cursor.next(header) {
         Action::Drop => Ok(()),
-        Action::Keep => sink.push(rebatcher, batch, time),
+        Action::Keep => {
+            if let Some(keys) = &mut keys {
+                keys.batch(batch, header).map_err(failed)?;
+            }
+            sink.push(rebatcher, batch, time)
+        }
         Action::Thin {
             horizon,
             tombstones_go,
         } => {
             let mut index = 0;
+            let mut collected = Ok(());
             let keep = |record: &record_batch::Record| {
                 index += 1;
-                cursor.keeps(index - 1, record, tombstones_go)
+                let stays = cursor.keeps(index - 1, record, tombstones_go);
+                if stays
+                    && collected.is_ok()
+                    && let (Some(keys), Some(key)) = (&mut keys, record.key)
+                {
+                    collected = keys.add(key, record.offset);
+                }
+                stays
             };
             let thinned = rebatcher.push_thinned(batch, horizon, keep, &mut |batch| {
                 sink.put(batch, time);
             });
+            collected.map_err(failed)?;
             match thinned {
                 Ok(()) => sink.check(),
                 // More than there need be is no harm.
-                Err(_) => sink.push(rebatcher, batch, time),
+                Err(_) => {
+                    if let Some(keys) = &mut keys {
+                        keys.batch(batch, header).map_err(failed)?;
+                    }
+                    sink.push(rebatcher, batch, time)
+                }
             }
         }
     })?;
     sink.end(rebatcher, part, cursor.due_ms)?;
+    if let Some(keys) = keys {
+        let drained = sink.open.output.keys(part.key, keys, &[], 0);
+        drained.map_err(|error| match error {
+            DrainError::Section(_, error) | DrainError::Run(error) => failed(error),
+            DrainError::Take(error) => error,
+        })?;
+    }
     Ok(cursor.dropped)
 }
 
@@ -575,7 +682,7 @@ impl Sink<'_> {
 
     /// Ends the partition; `due_ms`: when more of it can go.
     fn end(
-        mut self,
+        &mut self,
         rebatcher: &mut Rebatcher,
         part: &Part,
         due_ms: Option<i64>,

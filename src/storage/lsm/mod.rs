@@ -1,10 +1,12 @@
 //! The LSM store behind a shard's write-ahead log: what was flushed from it, merged and compressed.
 //!
 //! [`codec`] compresses and decompresses record batches as Kafka does; [`rebatch`] merges successive
-//! batches of a partition into larger ones; [`keys`] is the index from message keys to offsets; [`cache`] holds
+//! batches of a partition into larger ones; [`keys`] is the index from message keys to offsets, `by_key` searches it
+//! over all files; [`cache`] holds
 //! decompressed blocks; [`repair`] makes a lost manifest anew.
 
 mod batches;
+mod by_key;
 pub mod cache;
 pub mod codec;
 mod compact;

@@ -66,6 +66,8 @@ struct About {
     kinds: u8,
     /// Bytes that are before their partition's start, or a deleted topic's.
     garbage: u64,
+    /// It lacks the keys of a topic that has an index by now.
+    lacks_keys: bool,
 }
 
 /// Files of a kind that are merged together or not at all.
@@ -109,6 +111,9 @@ pub(super) fn pick(
             return job(&files, "small files");
         }
     }
+    if let Some(file) = whole().find(|file| of(file).lacks_keys) {
+        return job(&[file], "a topic got an index of its keys");
+    }
     let mut wasteful = whole().filter(|file| {
         let about = of(file);
         about.kinds != 0
@@ -126,6 +131,7 @@ fn look(store: &Store, view: &View, policies: &mut Known) -> Result<HashMap<u64,
     for (key, extents) in view.partitions() {
         let policy = policies.of(key.topic);
         let (deleted, compact) = (policy.deleted, policy.compaction.is_some());
+        let indexed = policy.indexed;
         let start = view.start(key);
         for extent in extents {
             let file = about.entry(extent.file.meta.number).or_default();
@@ -134,6 +140,7 @@ fn look(store: &Store, view: &View, policies: &mut Known) -> Result<HashMap<u64,
                 continue;
             }
             file.kinds |= if compact { COMPACT } else { LOG };
+            file.lacks_keys |= indexed && !extent.keyed && extent.end > start;
             if extent.end <= start {
                 file.garbage += extent.bytes;
             } else if extent.first < start && !extent.file.is_quarantined() {

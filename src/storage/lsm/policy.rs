@@ -18,6 +18,8 @@ pub struct Policy {
     pub retention_bytes: Option<u64>,
     /// Only the newest record of each key is kept (`cleanup.policy` names compact); `None`: all are.
     pub compaction: Option<Compaction>,
+    /// Its files have an index of its records' keys.
+    pub indexed: bool,
     /// The topic was deleted: nothing of it is kept.
     pub deleted: bool,
 }
@@ -54,6 +56,7 @@ impl Default for Policy {
             retention_ms: None,
             retention_bytes: None,
             compaction: None,
+            indexed: false,
             deleted: false,
         }
     }

@@ -134,6 +134,8 @@ pub struct Extent {
     pub min_time: i64,
     /// Bytes of record batches.
     pub bytes: u64,
+    /// Its keys are in the file's key index.
+    pub keyed: bool,
 }
 
 /// The store at a moment.
@@ -195,6 +197,7 @@ impl View {
                 max_time: extent.max_time,
                 min_time: extent.min_time,
                 bytes: extent.bytes,
+                keyed: extent.keyed,
             };
             let at = list.partition_point(|e| e.file.meta.lsn_start < file.meta.lsn_start);
             list.insert(at, new);

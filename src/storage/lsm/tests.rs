@@ -1,6 +1,8 @@
 //! Log and SSTs together against a model in memory: appends, flushes, merges, compaction by key, clean stops and kills
 //! between any two steps on the file system, in random order; what was durable is read back, whole, in order, by
-//! offset and by time.
+//! offset, by time and by key, whether keys are indexed or not.
+
+mod keys;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,6 +12,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use self::keys::check_keys;
 use super::codec;
 use super::flush::unix_ms;
 use super::maintain::{MaintainConfig, Maintenance};
@@ -67,6 +70,8 @@ pub(super) struct Shard {
     pub(super) policy: Policy,
     /// Topic 2 is compacted by key; a topic that ever was may lack records.
     pub(super) compaction: Option<Compaction>,
+    /// Topic 2 has an index of its keys.
+    pub(super) indexed: bool,
     loose: bool,
     /// The mergers' clock is so much ahead, in ms.
     pub(super) ahead: i64,
@@ -93,6 +98,7 @@ impl Shard {
             staging: tempfile::tempdir_in("/dev/shm").unwrap(),
             policy,
             compaction: None,
+            indexed: false,
             loose: false,
             ahead: 0,
             open: None,
@@ -132,11 +138,14 @@ impl Shard {
             ..WalConfig::new(self.dir.path(), STORE)
         };
         let (wal, shared, _) = WalWriter::open(&config, 0, &mut Nothing).unwrap();
-        let (policy, compaction) = (self.policy.clone(), self.compaction);
+        // Keys of the log in several runs, and few of them in memory.
+        shared.keys().limit(6 * 65, 2 * 3 * 4096);
+        let (policy, compaction, indexed) = (self.policy.clone(), self.compaction, self.indexed);
         let config = MaintainConfig {
             batch_target: 4096,
             policies: Arc::new(move |topic| Policy {
                 compaction: compaction.filter(|_| topic == 2),
+                indexed: indexed && topic == 2,
                 ..policy.clone()
             }),
             started: Arc::new(|_, _| {}),
@@ -321,6 +330,7 @@ impl Shard {
             let first = self.reader().offset_for_time(key, 0).unwrap();
             let read = self.messages(key, first.unwrap(), 1 << 20);
             self.check_keyed(messages, 0, &read);
+            check_keys(&mut self.reader(), key, &self.messages(key, 0, 1 << 30));
         }
     }
 
@@ -366,13 +376,23 @@ impl Shard {
     }
 
     pub(super) fn messages(&self, key: PartitionKey, from: i64, max: usize) -> Vec<(i64, Message)> {
-        let mut out = Vec::new();
-        each(&mut self.reader(), key, from, max, |record| {
-            let key = record.key.map(|key| key[0]);
-            out.push((record.offset, (key, record.value.map(<[u8]>::to_vec))));
-        });
-        out
+        messages(&mut self.reader(), key, from, max)
     }
+}
+
+/// As [`Shard::messages`], by any reader.
+fn messages(
+    reader: &mut LogReader,
+    key: PartitionKey,
+    from: i64,
+    max: usize,
+) -> Vec<(i64, Message)> {
+    let mut out = Vec::new();
+    each(reader, key, from, max, |record| {
+        let key = record.key.map(|key| key[0]);
+        out.push((record.offset, (key, record.value.map(<[u8]>::to_vec))));
+    });
+    out
 }
 
 /// As [`Shard::read`], by any reader.
@@ -438,6 +458,8 @@ enum Op {
     Hold,
     /// The topic is compacted from now on, or no longer.
     Flip,
+    /// Its keys are indexed from now on, or no longer.
+    Index,
 }
 
 fn ops() -> impl Strategy<Value = Op> {
@@ -458,6 +480,7 @@ fn ops() -> impl Strategy<Value = Op> {
         1 => (1..90i64).prop_map(Op::Later),
         1 => Just(Op::Hold),
         1 => Just(Op::Flip),
+        1 => Just(Op::Index),
     ]
 }
 
@@ -530,6 +553,11 @@ fn apply(shard: &mut Shard, op: Op, held: &mut Option<Arc<View>>) {
             *held = None;
             shard.restart(true);
         }
+        Op::Index => {
+            shard.indexed = !shard.indexed;
+            *held = None;
+            shard.restart(true);
+        }
     }
     for file in held.iter().flat_map(|view| &view.files) {
         assert!(file.path().exists(), "a file that somebody reads is gone");
@@ -541,10 +569,12 @@ proptest! {
     #[test]
     fn what_is_durable_is_read_whatever_happens(
         compaction in compactions(),
+        indexed in prop::bool::weighted(0.8),
         ops in prop::collection::vec(ops(), 1..60),
     ) {
         let mut shard = Shard::new(Policy::default());
         shard.compaction = compaction;
+        shard.indexed = indexed;
         shard.restart(true);
         let mut held = None;
         for op in ops {
@@ -571,6 +601,16 @@ proptest! {
         for (&key, values) in &shard.model {
             let all: Vec<_> = (0..).zip(values.iter().cloned()).collect();
             prop_assert_eq!(records(&mut files, key, 0, 1 << 20), all);
+        }
+        for &key in shard.keyed.keys() {
+            let there = messages(&mut files, key, 0, 1 << 20);
+            check_keys(&mut files, key, &there);
+        }
+        // By now every file has the index that the topic is to have.
+        for (key, extents) in view.partitions() {
+            for extent in extents {
+                prop_assert!(extent.keyed || !shard.indexed || key.topic != 2);
+            }
         }
     }
 }

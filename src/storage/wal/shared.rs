@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use crossbeam_queue::ArrayQueue;
 
@@ -19,6 +19,7 @@ use super::writer::FrameSeq;
 use crate::memory::budget::Share;
 use crate::memory::spsc;
 use crate::storage::index::{LogIndex, Note};
+use crate::storage::keylog::KeyLog;
 use crate::telemetry::Counter;
 
 /// Whether the log takes entries.
@@ -58,6 +59,7 @@ pub struct WalShared {
     pub(crate) pins: Box<[SlotPin]>,
     pinned: AtomicUsize,
     index: LogIndex,
+    keys: Arc<KeyLog>,
     /// Files of segments that nobody needs any more, to be used again.
     recycled: ArrayQueue<PathBuf>,
     /// Held for reading by whoever copies segments, for writing while one is given away.
@@ -87,6 +89,7 @@ impl WalShared {
             id,
             pins: (0..staging.slots()).map(|_| SlotPin::new()).collect(),
             index: LogIndex::live(&dir, flushed_lsn, notes, index),
+            keys: Arc::default(),
             dir,
             durable: Line(AtomicU64::new(durable)),
             durable_lsn: AtomicU64::new(durable_lsn),
@@ -160,6 +163,11 @@ impl WalShared {
 
     pub(crate) fn index(&self) -> &LogIndex {
         &self.index
+    }
+
+    /// The keys of what the index has.
+    pub(crate) fn keys(&self) -> &Arc<KeyLog> {
+        &self.keys
     }
 
     /// The segment at `base` is in the store's files: its own becomes a later segment or goes. Not before

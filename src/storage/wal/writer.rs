@@ -1034,6 +1034,11 @@ fn start_indexer(shared: &Arc<WalShared>) -> io::Result<(Arc<AtomicBool>, JoinHa
                         }
                         Err(_) => {}
                     }
+                    if shared.keys().is_wanted() {
+                        let (floor, stretches) = shared.index().stretches();
+                        // A segment may go meanwhile; what stays unread is read by who looks a key up, or refused.
+                        let _ = shared.keys().catch_up(floor, &stretches, &mut reader);
+                    }
                     std::thread::park_timeout(INDEX_PERIOD);
                 }
             }

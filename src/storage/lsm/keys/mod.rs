@@ -6,15 +6,23 @@
 //! [`MAX_KEY`] bytes and 16 bytes of XXH3-128 of all of it: those that begin alike are ordered by hash, and whoever
 //! needs certainty compares the record's own key. docs/formats.md, "Key index".
 //!
+//! What a string has of the key is the *kept* key ([`kept`]); kept keys are told apart and ordered as bytes.
+//!
 //! Invariants: every page's CRC is compared before anything in it is used; whatever the bytes are, reading ends
 //! in an answer or in a [`KeysError`].
 
 mod bloom;
+pub(crate) mod collect;
 mod page;
+pub(crate) mod range;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use twox_hash::XxHash3_128;
 
@@ -28,6 +36,12 @@ pub const MAX_KEY: usize = 1000;
 const PARTITION: usize = 8;
 const LONG: usize = MAX_KEY + 16;
 const _: () = assert!(PARTITION + LONG == MAX_STRING);
+/// Bytes of the longest kept key.
+pub const MAX_KEPT: usize = LONG;
+/// Hashes for the filter in memory, 8 MiB; more wait in the scratch file, where there is one.
+const HASHES: usize = 1 << 20;
+/// Pages of a filter that are made in one pass over the hashes in the scratch file: 32 MiB, of 26 million keys.
+const BLOOM_PAGES: u64 = 8192;
 /// Blocks of the bloom filter in a page.
 const BLOOM_BLOCKS: u64 = ((PAGE - HEADER) / bloom::BLOCK) as u64;
 
@@ -62,18 +76,32 @@ struct Stored {
     len: usize,
 }
 
+/// A key as the index keeps it: itself up to [`MAX_KEY`] bytes, else its first [`MAX_KEY`] bytes and 16 of its hash.
+/// What is of [`MAX_KEPT`] bytes is always a cut key: none that is kept whole is as long.
+pub fn kept(key: &[u8]) -> Cow<'_, [u8]> {
+    if key.len() <= MAX_KEY {
+        return Cow::Borrowed(key);
+    }
+    let mut kept = Vec::with_capacity(LONG);
+    kept.extend_from_slice(&key[..MAX_KEY]);
+    kept.extend_from_slice(&XxHash3_128::oneshot(key).to_be_bytes());
+    Cow::Owned(kept)
+}
+
 impl Stored {
+    #[cfg(test)]
     fn new(partition: PartitionKey, key: &[u8]) -> Stored {
+        Stored::kept(partition, &kept(key))
+    }
+
+    /// Of a kept key; what is longer than any is cut off.
+    fn kept(partition: PartitionKey, kept: &[u8]) -> Stored {
         let mut bytes = [0; MAX_STRING];
         bytes[..4].copy_from_slice(&partition.topic.to_be_bytes());
         bytes[4..PARTITION].copy_from_slice(&partition.partition.to_be_bytes());
-        let whole = key.len().min(MAX_KEY);
-        bytes[PARTITION..PARTITION + whole].copy_from_slice(&key[..whole]);
-        let mut len = PARTITION + whole;
-        if key.len() > MAX_KEY {
-            bytes[len..].copy_from_slice(&XxHash3_128::oneshot(key).to_be_bytes());
-            len = MAX_STRING;
-        }
+        let kept = &kept[..kept.len().min(LONG)];
+        let len = PARTITION + kept.len();
+        bytes[PARTITION..len].copy_from_slice(kept);
         Stored { bytes, len }
     }
 
@@ -103,10 +131,13 @@ pub struct KeysMade {
     pub bytes: u64,
 }
 
-/// Writes a section. Memory: 8 bytes a key (for the filter) and about 30 a leaf page. Cost: a hash and a copy a
-/// key; writes of a page at a time, so `W` should be buffered.
+/// Writes a section. Memory: about 30 bytes a leaf page, and 8 a key for the filter, with a scratch file at most
+/// 40 MiB. Cost: a hash and a copy a key; writes of a page at a time, so `W` should be buffered.
 pub struct KeysWriter<W> {
     out: W,
+    keys: u64,
+    /// For hashes beyond [`HASHES`], and how many are in it.
+    scratch: Option<(File, u64)>,
     builder: PageBuilder,
     pages: u32,
     /// For each finished page of the level: what separates it from the one before, and its number.
@@ -121,6 +152,8 @@ impl<W: Write> KeysWriter<W> {
     pub fn new(out: W) -> Self {
         KeysWriter {
             out,
+            keys: 0,
+            scratch: None,
             builder: PageBuilder::default(),
             pages: 0,
             level: Vec::new(),
@@ -130,6 +163,19 @@ impl<W: Write> KeysWriter<W> {
         }
     }
 
+    /// As [`KeysWriter::new`], with an empty file, for what would take memory without bounds.
+    pub fn with_scratch(out: W, scratch: File) -> Self {
+        KeysWriter {
+            scratch: Some((scratch, 0)),
+            ..Self::new(out)
+        }
+    }
+
+    /// Bytes of what was written of the section so far.
+    pub fn bytes(&self) -> u64 {
+        u64::from(self.pages) * PAGE as u64
+    }
+
     /// Adds a key; partitions ascend, and keys within one as [`compare`] says, each once.
     pub fn key(
         &mut self,
@@ -137,14 +183,27 @@ impl<W: Write> KeysWriter<W> {
         key: &[u8],
         offset: i64,
     ) -> Result<(), KeysError> {
+        self.kept(partition, &kept(key), offset)
+    }
+
+    /// As [`KeysWriter::key`], of a kept key: these ascend as bytes.
+    pub fn kept(
+        &mut self,
+        partition: PartitionKey,
+        kept: &[u8],
+        offset: i64,
+    ) -> Result<(), KeysError> {
         let wrong = |what| KeysError::Order {
             key: partition,
             what,
         };
         let value = u64::try_from(offset).map_err(|_| wrong("a negative offset"))?;
-        let stored = Stored::new(partition, key);
+        if kept.len() > LONG {
+            return Err(wrong("a key that is longer than what is kept of any"));
+        }
+        let stored = Stored::kept(partition, kept);
         let string = stored.as_slice();
-        if !self.hashes.is_empty() && self.last.as_slice() >= string {
+        if self.keys > 0 && self.last.as_slice() >= string {
             return Err(wrong("a key that is not behind the one before"));
         }
         if !self.builder.push(string, value) {
@@ -157,7 +216,16 @@ impl<W: Write> KeysWriter<W> {
         }
         self.last.clear();
         self.last.extend_from_slice(string);
+        self.keys += 1;
         self.hashes.push(bloom::hash(string));
+        if self.hashes.len() >= HASHES
+            && let Some((file, count)) = &mut self.scratch
+        {
+            let bytes: Vec<u8> = self.hashes.iter().flat_map(|h| h.to_le_bytes()).collect();
+            file.write_all_at(&bytes, *count * 8)?;
+            *count += self.hashes.len() as u64;
+            self.hashes.clear();
+        }
         Ok(())
     }
 
@@ -196,30 +264,18 @@ impl<W: Write> KeysWriter<W> {
             self.pages += 1;
             level = above;
         }
-        let keys = self.hashes.len() as u64;
+        let keys = self.keys;
         let blocks = if keys == 0 {
             0
         } else {
             bloom::blocks_for(keys)
         };
-        // In the order of the blocks: a filter of any size is made a page at a time.
-        self.hashes
-            .sort_unstable_by_key(|&hash| bloom::block_of(hash, blocks));
-        let mut hashes = self.hashes.iter().copied().peekable();
         let bloom_pages = blocks.div_ceil(BLOOM_BLOCKS);
-        for number in 0..bloom_pages {
-            let mut page = [0; PAGE];
-            let first = number * BLOOM_BLOCKS;
-            let count = (blocks - first).min(BLOOM_BLOCKS);
-            while let Some(hash) =
-                hashes.next_if(|&hash| bloom::block_of(hash, blocks) < first + count)
-            {
-                let at = HEADER + (bloom::block_of(hash, blocks) - first) as usize * bloom::BLOCK;
-                bloom::add(&mut page[at..at + bloom::BLOCK], hash);
-            }
-            let bytes = count as usize * bloom::BLOCK;
-            page::seal(&mut page, Kind::Bloom, count as u16, bytes as u16);
-            self.out.write_all(&page)?;
+        let mut first = 0;
+        while first < bloom_pages {
+            let count = (bloom_pages - first).min(BLOOM_PAGES);
+            self.filter(blocks, first, count)?;
+            first += count;
         }
         let mut end = [0; PAGE];
         end[16..24].copy_from_slice(&keys.to_le_bytes());
@@ -231,12 +287,46 @@ impl<W: Write> KeysWriter<W> {
         let bytes = (u64::from(self.pages) + bloom_pages + 1) * PAGE as u64;
         Ok((self.out, KeysMade { keys, bytes }))
     }
+
+    /// Writes `count` pages of the filter, from page `first` on.
+    fn filter(&mut self, blocks: u64, first: u64, count: u64) -> Result<(), KeysError> {
+        let mut pages = vec![[0; PAGE]; count as usize];
+        let from = first * BLOOM_BLOCKS;
+        let mut add = |hash: u64| {
+            let block = bloom::block_of(hash, blocks).wrapping_sub(from);
+            if let Some(page) = pages.get_mut((block / BLOOM_BLOCKS) as usize) {
+                let at = HEADER + (block % BLOOM_BLOCKS) as usize * bloom::BLOCK;
+                bloom::add(&mut page[at..at + bloom::BLOCK], hash);
+            }
+        };
+        if let Some((file, spilled)) = &self.scratch {
+            let mut bytes = vec![0; HASHES.min(*spilled as usize) * 8];
+            let mut at = 0;
+            while at < *spilled * 8 {
+                let piece = bytes.len().min((*spilled * 8 - at) as usize);
+                file.read_exact_at(&mut bytes[..piece], at)?;
+                let hashes = bytes[..piece].as_chunks::<8>().0;
+                hashes.iter().for_each(|h| add(u64::from_le_bytes(*h)));
+                at += piece as u64;
+            }
+        }
+        self.hashes.iter().for_each(|&hash| add(hash));
+        for (page, number) in pages.iter_mut().zip(first..) {
+            let held = (blocks - number * BLOOM_BLOCKS).min(BLOOM_BLOCKS);
+            let bytes = held as usize * bloom::BLOCK;
+            page::seal(page, Kind::Bloom, held as u16, bytes as u16);
+            self.out.write_all(page)?;
+        }
+        Ok(())
+    }
 }
 
 /// A section where it lies, in a mapped file or in memory.
 #[derive(Clone, Copy)]
 pub struct KeysReader<'a> {
     pages: &'a [[u8; PAGE]],
+    /// A bit for each page: its CRC was compared. `None`: it is on every visit.
+    checked: Option<&'a [AtomicU64]>,
     keys: u64,
     leaves: u64,
     tree: u64,
@@ -246,6 +336,11 @@ pub struct KeysReader<'a> {
 impl<'a> KeysReader<'a> {
     /// Over the bytes of a whole section; reads its last page.
     pub fn new(section: &'a [u8]) -> Result<Self, KeysError> {
+        Self::over(section, None)
+    }
+
+    /// As [`KeysReader::new`]; each page's CRC is compared on its first visit only, which its bit in `checked` notes.
+    pub fn over(section: &'a [u8], checked: Option<&'a [AtomicU64]>) -> Result<Self, KeysError> {
         let damaged = |what| KeysError::Damaged {
             position: section.len().saturating_sub(PAGE) as u64,
             what,
@@ -254,7 +349,7 @@ impl<'a> KeysReader<'a> {
         let (Some(end), []) = (pages.last(), rest) else {
             return Err(damaged("the section is cut short"));
         };
-        page::check(end, Kind::End).map_err(damaged)?;
+        check(pages, checked, pages.len() as u64 - 1, Kind::End)?;
         let field = |at: usize| {
             let mut out = [0; 8];
             out.copy_from_slice(&end[at..at + 8]);
@@ -262,6 +357,7 @@ impl<'a> KeysReader<'a> {
         };
         let reader = KeysReader {
             pages,
+            checked,
             keys: field(16),
             leaves: field(24),
             tree: field(32),
@@ -304,14 +400,14 @@ impl<'a> KeysReader<'a> {
         let block = bloom::block_of(hash, self.blocks);
         let number = self.tree + block / BLOOM_BLOCKS;
         // `new` made sure that the page is there.
-        let page = &self.pages[number as usize];
-        page::check(page, Kind::Bloom).map_err(|what| Self::damaged(number, what))?;
+        let page = check(self.pages, self.checked, number, Kind::Bloom)?;
         let at = HEADER + (block % BLOOM_BLOCKS) as usize * bloom::BLOCK;
         Ok(bloom::has(&page[at..at + bloom::BLOCK], hash))
     }
 
     fn walk(&self, number: u64, kind: Kind) -> Result<Walk<'a>, KeysError> {
-        Walk::new(&self.pages[number as usize], kind).map_err(|what| Self::damaged(number, what))
+        let page = check(self.pages, self.checked, number, kind)?;
+        Walk::new(page).map_err(|what| Self::damaged(number, what))
     }
 
     /// The leaf that holds `string`, if any does.
@@ -338,10 +434,15 @@ impl<'a> KeysReader<'a> {
     /// The newest offset of a key. Cost: a page of the filter where the key is not there (but for one in a hundred),
     /// else that and one for each level of the tree, some 0.3 µs each in memory; no allocation.
     pub fn get(&self, partition: PartitionKey, key: &[u8]) -> Result<Option<i64>, KeysError> {
+        self.get_kept(partition, &kept(key))
+    }
+
+    /// As [`KeysReader::get`], of a kept key.
+    pub fn get_kept(&self, partition: PartitionKey, kept: &[u8]) -> Result<Option<i64>, KeysError> {
         if self.is_empty() {
             return Ok(None);
         }
-        let stored = Stored::new(partition, key);
+        let stored = Stored::kept(partition, kept);
         let string = stored.as_slice();
         if !self.may_hold(bloom::hash(string))? {
             return Ok(None);
@@ -362,7 +463,16 @@ impl<'a> KeysReader<'a> {
 
     /// The keys of a partition that are not less than `from`, in order.
     pub fn range(&self, partition: PartitionKey, from: &[u8]) -> Result<KeyRange<'a>, KeysError> {
-        let stored = Stored::new(partition, from);
+        self.range_kept(partition, &kept(from))
+    }
+
+    /// As [`KeysReader::range`], from a kept key on.
+    pub fn range_kept(
+        &self,
+        partition: PartitionKey,
+        from: &[u8],
+    ) -> Result<KeyRange<'a>, KeysError> {
+        let stored = Stored::kept(partition, from);
         let mut range = KeyRange {
             reader: *self,
             partition: [0; PARTITION],
@@ -431,8 +541,7 @@ impl<'a> KeysReader<'a> {
             findings.extend(result.err());
         }
         for number in self.tree..self.pages.len() as u64 - 1 {
-            let checked = page::check(&self.pages[number as usize], Kind::Bloom);
-            findings.extend(checked.err().map(|what| Self::damaged(number, what)));
+            findings.extend(check(self.pages, self.checked, number, Kind::Bloom).err());
         }
         if findings.is_empty() && keys != self.keys {
             let end = self.pages.len() as u64 - 1;
@@ -445,9 +554,31 @@ impl<'a> KeysReader<'a> {
     }
 }
 
+/// A page whose CRC and kind are right.
+fn check<'a>(
+    pages: &'a [[u8; PAGE]],
+    checked: Option<&[AtomicU64]>,
+    number: u64,
+    kind: Kind,
+) -> Result<&'a [u8; PAGE], KeysError> {
+    let damaged = |what| KeysReader::damaged(number, what);
+    let page = &pages[number as usize];
+    let bit = 1 << (number % 64);
+    let word = checked.and_then(|checked| checked.get((number / 64) as usize));
+    // Where two threads come first, both check.
+    if word.is_none_or(|word| word.load(Ordering::Relaxed) & bit == 0) {
+        page::check_crc(page).map_err(damaged)?;
+        word.map(|word| word.fetch_or(bit, Ordering::Relaxed));
+    }
+    page::check_kind(page, kind).map_err(damaged)?;
+    Ok(page)
+}
+
 /// A key of a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyEntry<'a> {
+    /// The key as it is kept: see [`kept`].
+    pub kept: &'a [u8],
     /// The key, or the first [`MAX_KEY`] bytes of it.
     pub key: &'a [u8],
     /// The key is longer than what is kept of it.
@@ -483,6 +614,7 @@ impl KeyRange<'_> {
         };
         let key = &walk.string()[PARTITION..];
         Ok(Some(KeyEntry {
+            kept: key,
             cut: key.len() > MAX_KEY,
             key: &key[..key.len().min(MAX_KEY)],
             offset: i64::try_from(walk.value())

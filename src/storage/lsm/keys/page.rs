@@ -66,11 +66,16 @@ pub(super) fn seal(page: &mut [u8; PAGE], kind: Kind, count: u16, bytes: u16) {
     page[..4].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// Checks CRC and kind.
-pub(super) fn check(page: &[u8; PAGE], kind: Kind) -> Result<(), &'static str> {
+/// Compares the CRC.
+pub(super) fn check_crc(page: &[u8; PAGE]) -> Result<(), &'static str> {
     if page[..4] != crc32c::crc32c(&page[4..]).to_le_bytes() {
         return Err("a page's CRC is wrong");
     }
+    Ok(())
+}
+
+/// Compares the kind.
+pub(super) fn check_kind(page: &[u8; PAGE], kind: Kind) -> Result<(), &'static str> {
     if page[4] != kind as u8 {
         return Err("a page is of another kind than its place");
     }
@@ -154,9 +159,8 @@ pub(super) struct Walk<'a> {
 const MALFORMED: &str = "a page's entries are malformed";
 
 impl<'a> Walk<'a> {
-    /// Before the first entry of a page whose CRC and kind are checked here.
-    pub(super) fn new(page: &'a [u8; PAGE], kind: Kind) -> Result<Walk<'a>, &'static str> {
-        check(page, kind)?;
+    /// Before the first entry of a page whose CRC and kind were checked.
+    pub(super) fn new(page: &'a [u8; PAGE]) -> Result<Walk<'a>, &'static str> {
         let count = usize::from(u16::from_le_bytes([page[6], page[7]]));
         let end = HEADER + usize::from(u16::from_le_bytes([page[8], page[9]]));
         if count == 0 || end + 2 * count.div_ceil(RESTART) > PAGE {

@@ -269,3 +269,62 @@ fn a_cut_section_and_a_wrong_order_are_refused() {
     let (bytes, _) = writer.finish().unwrap();
     assert!(KeysReader::new(&bytes).unwrap().verify().is_empty());
 }
+
+#[test]
+fn keys_beyond_what_is_in_memory_make_the_same_section() {
+    let folder = tempfile::tempdir().unwrap();
+    let model: Model = (0..HASHES as u32 * 2 + 70_000)
+        .map(|n| ((partition(1, 1), n.to_be_bytes().to_vec()), i64::from(n)))
+        .collect();
+    let scratch = collect::scratch(&folder.path().join("a.tmp")).unwrap();
+    let mut writer = KeysWriter::with_scratch(Vec::new(), scratch);
+    for ((partition, key), offset) in &model {
+        writer.key(*partition, key, *offset).unwrap();
+    }
+    let (bytes, made) = writer.finish().unwrap();
+    assert_eq!(made.keys, model.len() as u64);
+    assert!(bytes == write(&model));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+proptest! {
+    #[test]
+    fn collected_keys_are_merged_with_those_of_sections(
+        records in prop::collection::vec(any_key(), 0..300),
+        sections in prop::collection::vec(
+            prop::collection::btree_map(any_key(), 0i64..1000, 0..60),
+            0..4,
+        ),
+        least in 0i64..300,
+    ) {
+        let of = partition(1, 256);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.tmp");
+        let mut collector = collect::Collector::new(path).sized(4000);
+        collector.begin(of);
+        let mut expected: BTreeMap<Vec<u8>, i64> = BTreeMap::new();
+        let mut put = |key: &[u8], offset: i64| {
+            let newest = expected.entry(kept(key).into_owned()).or_insert(offset);
+            *newest = offset.max(*newest);
+        };
+        for ((_, key), offset) in records.iter().zip(0..) {
+            collector.add(key, offset).unwrap();
+            put(key, offset);
+        }
+        for ((partition, key), offset) in sections.iter().flatten() {
+            if *partition == of {
+                put(key, *offset);
+            }
+        }
+        expected.retain(|_, offset| *offset >= least);
+        let bytes: Vec<_> = sections.iter().map(write).collect();
+        let readers: Vec<_> = bytes.iter().map(|b| KeysReader::new(b).unwrap()).collect();
+        let mut got = Vec::new();
+        let drained = collector.drain(&readers, least, |kept, offset| {
+            got.push((kept.to_vec(), offset));
+            Ok::<(), ()>(())
+        });
+        prop_assert!(drained.is_ok());
+        prop_assert_eq!(got, expected.into_iter().collect::<Vec<_>>());
+    }
+}

@@ -1,6 +1,6 @@
 //! The bytes of an SST: header, pages of the block index and of the partition table, footer.
 //!
-//! A file is: header, record batches, pages, footer. Pages are 4096 bytes with a CRC each. The block index is a
+//! A file is: header, record batches, pages, the key index, footer. Pages are 4096 bytes with a CRC each. The block index is a
 //! B+ tree written level by level, leaves first, so that the root is its last page; its entries have a fixed
 //! size, so a page is searched by halving. Little-endian, but for the batches. docs/formats.md, "SST".
 
@@ -11,8 +11,10 @@ use crate::storage::wal::LogId;
 pub const SST_MAGIC: [u8; 8] = *b"TAFFSST\0";
 /// Last eight bytes of an SST.
 pub const SST_END: [u8; 8] = *b"\0TSSFFAT";
-/// Version of the format.
-pub const SST_VERSION: u32 = 1;
+/// Version of the format. Version 1 had no key index; it is read.
+pub const SST_VERSION: u32 = 2;
+/// The oldest version that is read.
+const SST_VERSION_MIN: u32 = 1;
 /// Bytes of the header; the first batch begins behind it.
 pub const HEADER: usize = 128;
 /// Bytes of the footer.
@@ -30,6 +32,8 @@ pub const TABLE_ENTRIES: usize = (PAGE - PAGE_HEADER) / TABLE_ENTRY;
 pub(super) const LEAF_ENTRY: usize = 56;
 pub(super) const INNER_ENTRY: usize = 24;
 pub(super) const TABLE_ENTRY: usize = 64;
+/// Bit of an extent's last field: its keys are indexed.
+const KEYED: u64 = 1 << 63;
 const HEADER_CRC_AT: usize = 64;
 const FOOTER_CRC_AT: usize = 112;
 
@@ -100,6 +104,8 @@ pub struct PartitionExtent {
     pub max_time: i64,
     /// Its first block's number in the block index.
     pub first_block: u64,
+    /// Its keys are in the file's key index, all of them.
+    pub keyed: bool,
 }
 
 /// The end of a file: where everything lies.
@@ -123,6 +129,10 @@ pub struct Footer {
     pub min_time: i64,
     /// See `min_time`.
     pub max_time: i64,
+    /// Bytes of the key index, which lies behind the pages; 0: there is none.
+    pub key_bytes: u64,
+    /// Keys in it.
+    pub keys: u64,
 }
 
 pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -178,7 +188,7 @@ impl SstInfo {
         {
             return Err("the header is damaged");
         }
-        if u32_at(header, 8) != SST_VERSION {
+        if !(SST_VERSION_MIN..=SST_VERSION).contains(&u32_at(header, 8)) {
             return Err("the file's version is not known to this program");
         }
         let mut store = [0; 16];
@@ -209,6 +219,8 @@ impl Footer {
             self.records,
             self.min_time as u64,
             self.max_time as u64,
+            self.key_bytes,
+            self.keys,
         ]
         .into_iter()
         .enumerate()
@@ -245,18 +257,29 @@ impl Footer {
             records: field(6),
             min_time: field(7) as i64,
             max_time: field(8) as i64,
+            key_bytes: field(9),
+            keys: field(10),
         };
         let pages = u64::from(footer.index_pages) + u64::from(footer.table_pages);
         let end = footer.data_end.checked_add(pages * PAGE as u64);
+        let end = end.and_then(|end| end.checked_add(footer.key_bytes));
         if footer.file_bytes != bytes.len() as u64
             || footer.data_end < HEADER as u64
             || end != Some(footer.file_bytes - FOOTER as u64)
+            || !footer.key_bytes.is_multiple_of(PAGE as u64)
+            || (footer.key_bytes == 0 && footer.keys > 0)
             || footer.partitions.div_ceil(TABLE_ENTRIES as u64) != u64::from(footer.table_pages)
             || footer.blocks.div_ceil(LEAF_ENTRIES as u64) > u64::from(footer.index_pages)
         {
             return Err("the footer does not fit the file");
         }
         Ok(footer)
+    }
+
+    /// Where the key index begins.
+    pub fn keys_at(&self) -> u64 {
+        let pages = u64::from(self.index_pages) + u64::from(self.table_pages);
+        self.data_end + pages * PAGE as u64
     }
 
     /// Leaf pages of the index.
@@ -319,7 +342,7 @@ impl PartitionExtent {
             self.bytes,
             self.min_time as u64,
             self.max_time as u64,
-            self.first_block,
+            self.first_block | if self.keyed { KEYED } else { 0 },
         ] {
             out.extend_from_slice(&field.to_le_bytes());
         }
@@ -335,7 +358,8 @@ impl PartitionExtent {
             bytes: field(3),
             min_time: field(4) as i64,
             max_time: field(5) as i64,
-            first_block: field(6),
+            first_block: field(6) & !KEYED,
+            keyed: field(6) & KEYED != 0,
         }
     }
 }

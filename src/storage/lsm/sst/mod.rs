@@ -17,6 +17,7 @@ pub use format::{Block, PartitionExtent, SstInfo};
 pub use reader::{Blocks, SstReader};
 pub use scan::Scan;
 pub use verify::{SstFinding, SstReport};
+pub(in crate::storage::lsm) use writer::scratch_path;
 pub use writer::{SstMade, SstWriter};
 
 use crate::storage::PartitionKey;

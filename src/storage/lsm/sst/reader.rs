@@ -20,6 +20,7 @@ use super::format::{
 };
 use super::scan::Scan;
 use crate::storage::PartitionKey;
+use crate::storage::lsm::keys::{KeysError, KeysReader};
 use crate::storage::wal::LogId;
 
 /// Bytes that the kernel is asked for in a call: of more than a request of the disk holds (`max_sectors_kb`) it
@@ -41,6 +42,8 @@ pub struct SstReader {
     footer: Footer,
     /// A bit for each page: its checksum was compared.
     checked: Box<[AtomicU64]>,
+    /// As `checked`, of the key index.
+    checked_keys: Box<[AtomicU64]>,
 }
 
 impl SstReader {
@@ -85,9 +88,11 @@ impl SstReader {
         let footer =
             Footer::decode(all).map_err(|what| damaged(all.len().saturating_sub(FOOTER), what))?;
         let pages = u64::from(footer.index_pages) + u64::from(footer.table_pages);
+        let bits = |pages: u64| (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         Ok(SstReader {
             path: path.to_owned(),
-            checked: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            checked: bits(pages),
+            checked_keys: bits(footer.key_bytes / PAGE as u64),
             bytes,
             info,
             footer,
@@ -156,6 +161,32 @@ impl SstReader {
             return Err(self.damaged(self.footer.data_end, "the partition table is not complete"));
         }
         Ok(extents)
+    }
+
+    /// The key index; `None`: the file has none. Cost: on the first call of all the CRC of a page.
+    pub fn keys(&self) -> Result<Option<KeysReader<'_>>, SstError> {
+        if self.footer.key_bytes == 0 {
+            return Ok(None);
+        }
+        let at = self.footer.keys_at() as usize;
+        let section = &self.bytes()[at..at + self.footer.key_bytes as usize];
+        let keys = KeysReader::over(section, Some(&self.checked_keys));
+        let keys = keys.map_err(|error| self.keys_damaged(&error))?;
+        if keys.len() != self.footer.keys {
+            let what = "the footer counts other keys than the key index does";
+            return Err(self.damaged(at as u64, what));
+        }
+        Ok(Some(keys))
+    }
+
+    /// What is wrong in the key index, with its place in the file.
+    pub(crate) fn keys_damaged(&self, error: &KeysError) -> SstError {
+        match error {
+            KeysError::Damaged { position, what } => {
+                self.damaged(self.footer.keys_at().saturating_add(*position), what)
+            }
+            _ => self.damaged(self.footer.keys_at(), "the key index cannot be read"),
+        }
     }
 
     /// Block `number` of the index.

@@ -215,6 +215,132 @@ fn every_flipped_bit_is_found_and_nothing_wrong_is_read() {
     }
 }
 
+/// A batch of a record for each key.
+fn keyed_batch(base: i64, keys: &[&str]) -> Vec<u8> {
+    let mut buf = vec![0; 100 + keys.len() * 60];
+    let mut writer = BatchWriter::new(&mut buf, 1000);
+    for key in keys {
+        writer.push(1000, Some(key.as_bytes()), None).unwrap();
+    }
+    let len = writer.finish(base);
+    buf.truncate(len);
+    buf
+}
+
+/// Two partitions whose keys are indexed as said, and one between whose keys are not.
+fn write_keyed(place: &Place, keys: &[(u32, &str, i64)]) -> Vec<u8> {
+    let mut writer = SstWriter::create(&place.path(), INFO).unwrap();
+    for partition in 0..3 {
+        let whose = key(1, partition);
+        let batch = keyed_batch(10, &["b", "a", "b"]);
+        writer.batch(whose, &batch, 5).unwrap();
+        if partition != 1 {
+            writer.keyed().unwrap();
+        }
+        for (_, kept, offset) in keys.iter().filter(|(of, _, _)| *of == partition) {
+            writer.key(kept.as_bytes(), *offset).unwrap();
+        }
+    }
+    let made = writer.finish().unwrap();
+    let bytes = std::fs::read(place.path()).unwrap();
+    assert_eq!(made.file_bytes, bytes.len() as u64);
+    assert_eq!(std::fs::read_dir(place.0.path()).unwrap().count(), 1);
+    bytes
+}
+
+const KEYS: [(u32, &str, i64); 4] = [(0, "a", 11), (0, "b", 12), (2, "a", 11), (2, "b", 12)];
+
+#[test]
+fn a_key_index_that_says_something_else_than_the_records_is_found() {
+    let place = Place::new();
+    let reader = |bytes: Vec<u8>| SstReader::from_bytes(bytes, &place.path()).unwrap();
+    let sound = reader(write_keyed(&place, &KEYS));
+    let report = sound.verify(|_| {});
+    assert_eq!((&report.findings[..], report.keys), (&[][..], 4));
+    let keyed: Vec<bool> = report.extents.iter().map(|extent| extent.keyed).collect();
+    assert_eq!(keyed, [true, false, true]);
+    let keys = sound.keys().unwrap().unwrap();
+    assert_eq!(keys.get(key(1, 2), b"b").unwrap(), Some(12));
+    assert_eq!(keys.get(key(1, 1), b"b").unwrap(), None);
+    let change = |at: usize, to: (u32, &'static str, i64)| {
+        let mut keys = KEYS;
+        keys[at] = to;
+        keys
+    };
+    for wrong in [
+        change(1, (0, "b", 10)),
+        change(1, (0, "b", 13)),
+        change(0, (0, "aa", 11)),
+        change(3, (2, "c", 12)),
+    ] {
+        let found = reader(write_keyed(&place, &wrong)).verify(|_| {}).findings;
+        assert!(!found.is_empty(), "{wrong:?}");
+        assert!(found[0].what.contains("key index"), "{found:?}");
+    }
+    let more: Vec<_> = KEYS.iter().copied().chain([(2, "c", 12)]).collect();
+    assert_eq!(
+        reader(write_keyed(&place, &more))
+            .verify(|_| {})
+            .findings
+            .len(),
+        1
+    );
+    assert_eq!(
+        reader(write_keyed(&place, &KEYS[1..]))
+            .verify(|_| {})
+            .findings
+            .len(),
+        1
+    );
+}
+
+#[test]
+fn every_flipped_bit_of_a_file_with_a_key_index_is_found() {
+    let place = Place::new();
+    let whole = write_keyed(&place, &KEYS);
+    for at in 0..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1 << (at % 8);
+        let Ok(reader) = SstReader::from_bytes(bytes, &place.path()) else {
+            continue;
+        };
+        assert_ne!(reader.verify(|_| {}).findings, [], "byte {at}");
+        let Ok(Some(keys)) = reader.keys() else {
+            continue;
+        };
+        for (partition, wanted, offset) in KEYS {
+            if let Ok(found) = keys.get(key(1, partition), wanted.as_bytes()) {
+                assert_eq!(found, Some(offset), "byte {at}");
+            }
+        }
+    }
+    for len in 0..whole.len() {
+        assert!(SstReader::from_bytes(whole[..len].to_vec(), &place.path()).is_err());
+    }
+}
+
+#[test]
+fn files_of_version_1_are_read() {
+    let place = Place::new();
+    let model = Model::from([(key(1, 1), vec![(0, 2, batch(0, 2, 9), 7)])]);
+    write(&place, &model);
+    let mut bytes = std::fs::read(place.path()).unwrap();
+    assert_eq!(bytes[8], 2);
+    for (version, fine) in [(1, true), (0, false), (3, false)] {
+        bytes[8] = version;
+        let crc = crc32c::crc32c(&bytes[..64]);
+        bytes[64..68].copy_from_slice(&crc.to_le_bytes());
+        match SstReader::from_bytes(bytes.clone(), &place.path()) {
+            Ok(reader) => {
+                assert!(fine);
+                check(&reader, &model);
+                assert!(reader.keys().unwrap().is_none());
+            }
+            Err(error) => assert!(!fine && error.to_string().contains("version")),
+        }
+    }
+}
+
 #[test]
 fn damage_names_the_messages_and_the_rest_is_read() {
     let mut model = Model::new();

@@ -1,7 +1,12 @@
-//! Checks an SST as a whole: every page, block and batch, their order, and that all sums agree.
+//! Checks an SST as a whole: every page, block and batch, their order, that all sums agree, and that the key index has
+//! every key with its newest offset, and nothing else.
+
+use std::collections::HashSet;
 
 use crate::storage::PartitionKey;
 use crate::storage::lsm::codec;
+use crate::storage::lsm::keys::range::each_key;
+use crate::storage::lsm::keys::{KeysError, KeysReader};
 use crate::wire::record_batch;
 
 use super::format::{Block, HEADER, INNER_ENTRY, PageKind, PartitionExtent, child_of, place_at};
@@ -29,12 +34,15 @@ pub struct SstReport {
     pub records: u64,
     /// Partitions in the table.
     pub extents: Vec<PartitionExtent>,
+    /// Keys in the key index.
+    pub keys: u64,
     /// In the order of the file.
     pub findings: Vec<SstFinding>,
 }
 
 impl SstReader {
-    /// Checks everything; `progress` gets the bytes of each block. Cost: reads the file once, decompresses all.
+    /// Checks everything; `progress` gets the bytes of each block. Cost: reads the file once, decompresses all; where keys
+    /// are indexed, a search for each record.
     pub fn verify(&self, mut progress: impl FnMut(u64)) -> SstReport {
         let mut report = SstReport::default();
         let mut sums: Vec<PartitionExtent> = Vec::new();
@@ -42,6 +50,7 @@ impl SstReader {
         let mut scratch = Vec::new();
         let mut scan = self.scan(position, self.footer().data_end);
         let mut number = 0;
+        let mut keys = self.keys_to_verify();
         while number < self.footer().blocks {
             let block = match self.block_at(number) {
                 Ok(block) => block,
@@ -61,6 +70,7 @@ impl SstReader {
                 &mut position,
                 &mut sums,
                 &mut scratch,
+                &mut keys,
                 &mut report,
             );
             progress(u64::from(block.len));
@@ -92,10 +102,57 @@ impl SstReader {
             let at = self.footer().file_bytes;
             report.find(at, None, "the footer counts other records than there are");
         }
+        self.verify_keys(keys, &mut report);
         report
     }
 
-    #[expect(clippy::too_many_arguments)]
+    /// The key index, where it can be read, and whose keys it has.
+    fn keys_to_verify(&self) -> Option<Keys<'_>> {
+        let section = self.keys().ok()??;
+        let partitions = self.extents().ok()?;
+        let keyed = partitions.iter().filter(|extent| extent.keyed);
+        Some(Keys {
+            section,
+            keyed: keyed.map(|extent| extent.key).collect(),
+            newest: 0,
+        })
+    }
+
+    /// What is wrong in the key index itself, and in what it says of the records.
+    fn verify_keys(&self, keys: Option<Keys>, report: &mut SstReport) {
+        let at = self.footer().keys_at();
+        let sound = report.findings.is_empty();
+        match self.keys() {
+            Ok(None) => {
+                if report.extents.iter().any(|extent| extent.keyed) {
+                    report.find(
+                        at,
+                        None,
+                        "keys are to be indexed, and there is no key index",
+                    );
+                }
+            }
+            Ok(Some(section)) => {
+                report.keys = section.len();
+                let findings = section.verify();
+                for error in &findings {
+                    let (position, what) = match error {
+                        KeysError::Damaged { position, what } => (*position, *what),
+                        _ => (0, "it cannot be read"),
+                    };
+                    report.find(at + position, None, &format!("key index: {what}"));
+                }
+                let known = keys.is_none_or(|keys| keys.newest == section.len());
+                if sound && findings.is_empty() && !known {
+                    let what = "key index: it has keys that no record has, or at other offsets";
+                    report.find(at, None, what);
+                }
+            }
+            Err(error) => report.add(&error, None),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)] // what the walk has come to, each a different thing
     fn check_block(
         &self,
         scan: &mut Scan<'_>,
@@ -104,6 +161,7 @@ impl SstReader {
         position: &mut u64,
         sums: &mut Vec<PartitionExtent>,
         scratch: &mut Vec<u8>,
+        keys: &mut Option<Keys>,
         report: &mut SstReport,
     ) {
         let messages = Some((block.key, block.first_offset, block.end_offset));
@@ -135,6 +193,12 @@ impl SstReader {
                     next = header.next_offset();
                     records += header.records_count as u64;
                     report.batches += 1;
+                    if let Some(keys) = keys
+                        && !keys.know(block.key, batch, scratch)
+                    {
+                        let what = "the key index does not have a record's key, or an older offset";
+                        report.find(block.position + at as u64, messages, what);
+                    }
                 }
                 Ok(header) => {
                     let what = format!(
@@ -179,6 +243,7 @@ impl SstReader {
                     min_time: block.max_time,
                     max_time: block.max_time,
                     first_block: number,
+                    keyed: false,
                 });
             }
         }
@@ -204,6 +269,33 @@ impl SstReader {
     }
 }
 
+/// The key index while records are compared with it.
+struct Keys<'a> {
+    section: KeysReader<'a>,
+    keyed: HashSet<PartitionKey>,
+    /// Records that it names.
+    newest: u64,
+}
+
+impl Keys<'_> {
+    /// Whether it has all keys of a batch, at their offsets or later ones. What cannot be read of it is found elsewhere.
+    fn know(&mut self, key: PartitionKey, batch: &[u8], scratch: &mut Vec<u8>) -> bool {
+        let mut all = true;
+        if self.keyed.contains(&key) {
+            each_key(batch, scratch, |wanted, offset| {
+                match self.section.get(key, wanted) {
+                    Ok(Some(newest)) if newest >= offset => {
+                        self.newest += u64::from(newest == offset);
+                    }
+                    Ok(_) => all = false,
+                    Err(_) => {}
+                }
+            });
+        }
+        all
+    }
+}
+
 /// Whether the partition table says what the blocks hold. It may stand for more offsets than there are: compaction drops
 /// records, also the first or the last of a partition, or all.
 fn fits(table: &[PartitionExtent], sums: &[PartitionExtent]) -> bool {
@@ -218,6 +310,7 @@ fn fits(table: &[PartitionExtent], sums: &[PartitionExtent]) -> bool {
             let widened = PartitionExtent {
                 first_offset: extent.first_offset,
                 end_offset: extent.end_offset,
+                keyed: extent.keyed,
                 ..*sum
             };
             *extent == widened

@@ -3,11 +3,13 @@
 //! Invariant: a file has its name only when it is whole and on disk; until then it has the extension `tmp`, and
 //! the next start removes it.
 //!
-//! Memory: 56 bytes a block and 64 a partition of the file being written, and a buffer of 1 MiB.
+//! Memory: 56 bytes a block and 64 a partition of the file being written, and a buffer of 1 MiB. The key index waits
+//! in a file without a name until all batches are written.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::format::{
@@ -16,6 +18,8 @@ use super::format::{
 };
 use super::{SstError, TARGET_BLOCK};
 use crate::storage::PartitionKey;
+use crate::storage::lsm::keys::collect::scratch;
+use crate::storage::lsm::keys::{KeysError, KeysWriter};
 use crate::storage::lsm::steps::step;
 use crate::storage::wal::segment::sync_dir;
 use crate::wire::record_batch;
@@ -59,6 +63,7 @@ pub struct SstWriter {
     blocks: Vec<u8>,
     table: Vec<PartitionExtent>,
     records: u64,
+    keys: Option<KeysWriter<BufWriter<File>>>,
 }
 
 impl SstWriter {
@@ -81,6 +86,7 @@ impl SstWriter {
             blocks: Vec::new(),
             table: Vec::new(),
             records: 0,
+            keys: None,
         })
     }
 
@@ -144,6 +150,7 @@ impl SstWriter {
                 min_time: i64::MAX,
                 max_time: i64::MIN,
                 first_block,
+                keyed: false,
             }),
         }
         self.records += u64::from(records);
@@ -182,14 +189,40 @@ impl SstWriter {
                 min_time: time,
                 max_time: time,
                 first_block,
+                keyed: false,
             }),
         }
         Ok(())
     }
 
+    /// Says that the keys of the partition written to last follow ([`SstWriter::key`]), all of them.
+    pub fn keyed(&mut self) -> Result<(), SstError> {
+        let Some(extent) = self.table.last_mut() else {
+            return Ok(());
+        };
+        extent.keyed = true;
+        if self.keys.is_none() {
+            let path = &scratch_path(&self.path);
+            let new = || scratch(path).map_err(SstError::io("cannot make", path));
+            let out = BufWriter::with_capacity(BUFFER, new()?);
+            self.keys = Some(KeysWriter::with_scratch(out, new()?));
+        }
+        Ok(())
+    }
+
+    /// Adds a key of the partition for which [`SstWriter::keyed`] was called last, as it is kept
+    /// ([`crate::storage::lsm::keys::kept`]), with its newest offset. Keys ascend.
+    pub fn key(&mut self, kept: &[u8], offset: i64) -> Result<(), SstError> {
+        let (Some(keys), Some(extent)) = (&mut self.keys, self.table.last()) else {
+            return Ok(());
+        };
+        let added = keys.kept(extent.key, kept, offset);
+        added.map_err(|error| keys_error(&self.temporary, extent.key, error))
+    }
+
     /// Bytes of the file so far.
     pub fn bytes(&self) -> u64 {
-        self.len
+        self.len + self.keys.as_ref().map_or(0, KeysWriter::bytes)
     }
 
     /// The partition written to last.
@@ -243,6 +276,37 @@ impl SstWriter {
         Ok(())
     }
 
+    /// Copies the key index to where the file ends now; gives its bytes and keys.
+    fn put_keys(&mut self) -> Result<(u64, u64), SstError> {
+        let Some(keys) = self.keys.take() else {
+            return Ok((0, 0));
+        };
+        let path = self.temporary.clone();
+        let none = PartitionKey {
+            topic: 0,
+            partition: 0,
+        };
+        let (out, made) = keys
+            .finish()
+            .map_err(|error| keys_error(&path, none, error))?;
+        let wrong = SstError::io("cannot write the key index of", &path);
+        let file = match out.into_inner() {
+            Ok(file) => file,
+            Err(error) => return Err(wrong(error.into_error())),
+        };
+        let mut piece = vec![0; BUFFER.min(made.bytes as usize)];
+        let mut at = 0;
+        while at < made.bytes {
+            let len = piece.len().min((made.bytes - at) as usize);
+            if let Err(error) = file.read_exact_at(&mut piece[..len], at) {
+                return Err(wrong(error));
+            }
+            self.put(&piece[..len])?;
+            at += len as u64;
+        }
+        Ok((made.bytes, made.keys))
+    }
+
     /// Writes the index and makes the file durable under its name.
     pub fn finish(mut self) -> Result<SstMade, SstError> {
         self.close_block();
@@ -277,9 +341,11 @@ impl SstWriter {
             self.put(&page(PageKind::Table, extents.len(), &entries))?;
         }
         let table_pages = table.len().div_ceil(TABLE_ENTRIES) as u32;
+        let (key_bytes, keys) = self.put_keys()?;
         let footer = Footer {
             file_bytes: data_end
                 + (u64::from(index_pages) + u64::from(table_pages)) * PAGE as u64
+                + key_bytes
                 + super::format::FOOTER as u64,
             data_end,
             blocks: count,
@@ -297,6 +363,8 @@ impl SstWriter {
                 .map(|extent| extent.max_time)
                 .max()
                 .unwrap_or(0),
+            key_bytes,
+            keys,
         };
         self.put(&footer.encode())?;
         self.write_out()?;
@@ -322,6 +390,27 @@ impl SstWriter {
             min_time: footer.min_time,
             max_time: footer.max_time,
         })
+    }
+}
+
+/// A name for what is kept aside while the file at `path` is written.
+pub(in crate::storage::lsm) fn scratch_path(path: &Path) -> PathBuf {
+    path.with_extension("keys.tmp")
+}
+
+fn keys_error(path: &Path, key: PartitionKey, error: KeysError) -> SstError {
+    match error {
+        KeysError::Io(source) => SstError::io("cannot write the key index of", path)(source),
+        KeysError::Order { key, what } => SstError::Order {
+            path: path.to_owned(),
+            key,
+            what,
+        },
+        KeysError::Damaged { what, .. } => SstError::Order {
+            path: path.to_owned(),
+            key,
+            what,
+        },
     }
 }
 
