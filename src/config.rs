@@ -363,6 +363,7 @@ struct RawTopic {
     partitions: Option<Spanned<i64>>,
     priority: Option<Spanned<i64>>,
     compression: Option<Spanned<String>>,
+    index: Option<Spanned<String>>,
     #[serde(default)]
     settings: BTreeMap<String, Spanned<toml::Value>>,
 }
@@ -536,7 +537,7 @@ impl Checker<'_> {
                         self.error(&text, "topic.compression", error.to_string())
                     })?,
                 },
-                settings: self.topic_settings(raw.settings)?,
+                settings: self.topic_settings(raw.settings, raw.index)?,
             });
         }
 
@@ -823,8 +824,15 @@ impl Checker<'_> {
     fn topic_settings(
         &self,
         raw: BTreeMap<String, Spanned<toml::Value>>,
+        index: Option<Spanned<String>>,
     ) -> Result<BTreeMap<String, String>, ConfigError> {
         let mut settings = BTreeMap::new();
+        if let Some(value) = index {
+            let name = topic_settings::INDEX;
+            topic_settings::check(name, Some(value.get_ref()))
+                .map_err(|reason| self.error(&value, "topic.index", reason))?;
+            settings.insert(name.to_owned(), value.into_inner());
+        }
         for (name, value) in raw {
             let key = format!("topic.settings.\"{name}\"");
             let text = match value.get_ref() {
@@ -836,6 +844,9 @@ impl Checker<'_> {
             };
             topic_settings::check(&name, Some(&text))
                 .map_err(|reason| self.error(&value, &key, reason))?;
+            if settings.get(&name).is_some_and(|said| *said != text) {
+                return Err(self.error(&value, &key, "topic.index says something else"));
+            }
             settings.insert(name, text);
         }
         Ok(settings)
@@ -1197,6 +1208,18 @@ mod tests {
                 11,
                 "topic.compression",
                 "from -7 to 19",
+            ),
+            (
+                "[[topic]]\nname = \"u\"\nindex = \"value\"\n",
+                11,
+                "topic.index",
+                "none, key",
+            ),
+            (
+                "[[topic]]\nname = \"u\"\nindex = \"key\"\nsettings = { \"taffrail.index\" = \"none\" }\n",
+                12,
+                "taffrail.index",
+                "topic.index says something else",
             ),
             (
                 "[[topic]]\nname = \"u\"\ncompression = \"gzip\"\n",

@@ -7,6 +7,7 @@ use std::fmt::Debug;
 use libfuzzer_sys::fuzz_target;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use taffrail::control::keys::KeysAnswer;
 use taffrail::control::protocol::{Answer, ReadAnswer, Request, Stats, TopicInfo};
 
 fn again<T: Serialize + DeserializeOwned + PartialEq + Debug>(line: &[u8]) -> Option<T> {
@@ -23,6 +24,7 @@ fn again<T: Serialize + DeserializeOwned + PartialEq + Debug>(line: &[u8]) -> Op
 fuzz_target!(|line: &[u8]| {
     again::<Request>(line);
     again::<Answer<ReadAnswer>>(line);
+    again::<Answer<KeysAnswer>>(line);
     again::<Answer<Vec<TopicInfo>>>(line);
     if let Some(Answer::Ok(stats)) = again::<Answer<Stats>>(line) {
         let accounts = stats.ports.len() + stats.topics.len();

@@ -63,6 +63,25 @@ fuzz_target!(|data: &[u8]| {
     let _ = reader.locate(asked, i64::from(data[2]));
     let extents = reader.extents();
     assert!(!sound || extents.is_ok());
+    if let Ok(Some(keys)) = reader.keys() {
+        let wanted = &data[..data.len().min(9)];
+        let _ = keys.get(asked, wanted);
+        if let Ok(mut range) = keys.range(asked, wanted) {
+            let mut entries = 0;
+            loop {
+                match range.next() {
+                    Ok(Some(entry)) => assert!(entry.offset >= 0),
+                    Ok(None) => break,
+                    Err(_) => {
+                        assert!(!sound);
+                        break;
+                    }
+                }
+                entries += 1;
+            }
+            assert!(!sound || entries <= report.keys);
+        }
+    }
     let mut records = 0;
     for extent in extents.unwrap_or_default().iter().take(64) {
         let _ = reader.locate(extent.key, extent.first_offset);

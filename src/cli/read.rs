@@ -1,4 +1,7 @@
-//! `taffrail read`: messages of a partition, from the running server or from a stopped one's files.
+//! `taffrail read`: messages of a partition, or the newest ones of keys, from the running server or from a stopped one's
+//! files.
+
+mod keys;
 
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
@@ -8,6 +11,7 @@ use serde::Serialize;
 
 use super::source::Source;
 use super::{CliResult, ServerArgs};
+use crate::control::keys::hex;
 use crate::control::protocol::Position;
 use crate::storage::lsm::codec;
 use crate::wire::record_batch::{self, Record, Records};
@@ -20,15 +24,30 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Args {
     /// Topic to read
     topic: String,
-    /// Partition to read
-    #[arg(long, short, default_value_t = 0)]
-    partition: u32,
+    /// Partition to read; 0 if not given, and all of them where keys are
+    #[arg(long, short)]
+    partition: Option<u32>,
     /// Where to begin: an offset, "earliest" or "latest"
     #[arg(long, value_name = "OFFSET", default_value = "earliest", value_parser = parse_from, conflicts_with = "time")]
     from: Position,
     /// Begin with the first message of this time or later: RFC 3339 (2026-11-24T09:30:00Z) or Unix milliseconds
     #[arg(long, value_name = "T", value_parser = parse_time)]
     time: Option<Position>,
+    /// Only the newest message with this key, in each partition that has one; the topic needs an index of its keys
+    #[arg(long, value_name = "KEY", conflicts_with_all = ["from", "time", "follow"])]
+    key: Option<String>,
+    /// The newest message of each key from this one on, in the order of keys
+    #[arg(long, value_name = "KEY", conflicts_with_all = ["key", "from", "time", "follow"])]
+    key_from: Option<String>,
+    /// The newest message of each key before this one, in the order of keys
+    #[arg(long, value_name = "KEY", conflicts_with_all = ["key", "from", "time", "follow"])]
+    key_to: Option<String>,
+    /// The newest message of each key that begins so, in the order of keys; "" for all
+    #[arg(long, value_name = "PREFIX", conflicts_with_all = ["key", "key_from", "key_to", "from", "time", "follow"])]
+    key_prefix: Option<String>,
+    /// Keys of the arguments are in hexadecimal
+    #[arg(long)]
+    hex_keys: bool,
     /// Stop after this many messages
     #[arg(long, short = 'n', value_name = "N")]
     count: Option<u64>,
@@ -87,20 +106,25 @@ pub(super) struct Shown<'a> {
 
 /// Prints messages until the end, the count, or an interrupt.
 pub fn run(args: &Args) -> CliResult {
+    let ranges = [&args.key_from, &args.key_to, &args.key_prefix];
+    if args.key.is_some() || ranges.iter().any(|bound| bound.is_some()) {
+        return keys::run(args);
+    }
+    let partition = args.partition.unwrap_or(0);
     let mut source = Source::open(args.data.as_deref(), &args.server)?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     let mut from = args.time.unwrap_or(args.from);
     let mut left = args.count.unwrap_or(u64::MAX);
     let shown = Shown {
         topic: &args.topic,
-        partition: args.partition,
+        partition,
         format: args.format,
         names_partition: false,
     };
     let mut batches = Vec::new();
     while left > 0 {
         batches.clear();
-        let answer = source.read(&args.topic, args.partition, from, &mut batches)?;
+        let answer = source.read(&args.topic, partition, from, &mut batches)?;
         let next = print_batches(&shown, &batches, answer.from, &mut left, &mut out)?;
         from = Position::Offset(next);
         if next >= answer.high_watermark || batches.is_empty() {
@@ -241,17 +265,6 @@ fn text_or_hex(bytes: Option<&[u8]>) -> (Option<&str>, Option<String>) {
         Some(Ok(text)) => (Some(text), None),
         Some(Err(_)) => (None, bytes.map(hex)),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes
-        .iter()
-        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
 }
 
 #[cfg(test)]

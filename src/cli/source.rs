@@ -1,12 +1,15 @@
 //! Where messages come from: a running server, or a stopped one's files.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use super::ServerArgs;
 use crate::control::client::{ControlClient, ControlError};
+use crate::control::keys::{Keys, no_index, read_keys};
 use crate::control::protocol::{Position, ReadAnswer};
 use crate::control::{names, read};
-use crate::storage::{Catalog, LogReader};
+use crate::storage::{Catalog, LogReader, PartitionKey, topic_settings};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -19,11 +22,11 @@ pub(super) enum Source {
     Files(Box<Files>),
 }
 
-/// A stopped server's files, and the reader of the shard that was read last.
+/// A stopped server's files, and the readers of the shards that were read.
 pub(super) struct Files {
     folder: PathBuf,
     catalog: Catalog,
-    reader: Option<(u16, LogReader)>,
+    readers: BTreeMap<u16, LogReader>,
 }
 
 impl Source {
@@ -33,7 +36,7 @@ impl Source {
             Some(folder) => Source::Files(Box::new(Files {
                 folder: folder.to_owned(),
                 catalog: Catalog::open_read_only(folder)?,
-                reader: None,
+                readers: BTreeMap::new(),
             })),
             None => Source::Server(ControlClient::connect(&server.socket_path()?)?),
         })
@@ -73,6 +76,31 @@ impl Source {
             Source::Files(files) => files.read(topic, partition, from, out),
         }
     }
+
+    /// Appends the newest records of keys to `out`; gives what is left of the range.
+    pub(super) fn keys(
+        &mut self,
+        topic: &str,
+        partition: u32,
+        keys: &Keys,
+        max_bytes: u32,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Keys>, Error> {
+        let answer = match self {
+            Source::Server(client) => match client.keys(topic, partition, keys, max_bytes, out) {
+                Err(ControlError::Refused(reason)) => return Err(reason.into()),
+                answer => answer?,
+            },
+            Source::Files(files) => {
+                if !topic_settings::is_indexed(&files.topic(topic)?.settings) {
+                    return Err(no_index(topic).into());
+                }
+                let (reader, key) = files.reader(topic, partition)?;
+                read_keys(reader, key, keys, max_bytes, out)?
+            }
+        };
+        Ok(answer.rest)
+    }
 }
 
 impl Files {
@@ -82,13 +110,12 @@ impl Files {
         found.ok_or_else(|| names::unknown_topic(name, names).into())
     }
 
-    fn read(
+    /// The reader of a partition's shard, and the partition's key.
+    fn reader(
         &mut self,
         topic: &str,
         partition: u32,
-        from: Position,
-        out: &mut Vec<u8>,
-    ) -> Result<ReadAnswer, Error> {
+    ) -> Result<(&mut LogReader, PartitionKey), Error> {
         let topic = self.topic(topic)?;
         let key = topic.key(partition).ok_or_else(|| {
             format!(
@@ -98,14 +125,21 @@ impl Files {
             )
         })?;
         let shard = topic.shards[partition as usize];
-        let reader = match &mut self.reader {
-            Some((open, reader)) if *open == shard => reader,
-            slot => {
-                &mut slot
-                    .insert((shard, LogReader::offline(&self.folder, shard)?))
-                    .1
-            }
+        let reader = match self.readers.entry(shard) {
+            Entry::Occupied(open) => open.into_mut(),
+            Entry::Vacant(slot) => slot.insert(LogReader::offline(&self.folder, shard)?),
         };
+        Ok((reader, key))
+    }
+
+    fn read(
+        &mut self,
+        topic: &str,
+        partition: u32,
+        from: Position,
+        out: &mut Vec<u8>,
+    ) -> Result<ReadAnswer, Error> {
+        let (reader, key) = self.reader(topic, partition)?;
         Ok(read(reader, key, from, CHUNK, out)?)
     }
 }

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::storage::backup::Note;
 
+use super::keys::{Keys, KeysAnswer};
 use super::protocol::{
     Answer, CommittedOffsets, GroupInfo, GroupSummary, MAX_READ, Position, ReadAnswer, Request,
     Stats, TopicChange, TopicInfo,
@@ -170,6 +171,28 @@ impl ControlClient {
             partition,
             from,
             max_bytes,
+        })?;
+        let expected = u64::from(answer.bytes);
+        if (&mut self.stream).take(expected).read_to_end(out)? as u64 != expected {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        Ok(answer)
+    }
+
+    /// Appends the newest records of keys of a partition to `out`, as record batches; at most `max_bytes` bytes, or one.
+    pub fn keys(
+        &mut self,
+        topic: &str,
+        partition: u32,
+        keys: &Keys,
+        max_bytes: u32,
+        out: &mut Vec<u8>,
+    ) -> Result<KeysAnswer, ControlError> {
+        let answer: KeysAnswer = self.ask(&Request::Keys {
+            topic: topic.to_owned(),
+            partition,
+            keys: keys.clone(),
+            max_bytes: max_bytes.min(MAX_READ),
         })?;
         let expected = u64::from(answer.bytes);
         if (&mut self.stream).take(expected).read_to_end(out)? as u64 != expected {

@@ -4,6 +4,7 @@
 //! line of JSON, and where it says so a number of raw bytes after it.
 
 pub mod client;
+pub mod keys;
 pub mod names;
 pub mod protocol;
 mod read;

@@ -53,6 +53,17 @@ pub enum Request {
         /// Longest wait, in milliseconds; [`MAX_WAIT_MS`] at most.
         wait_ms: u64,
     },
+    /// The newest records of keys: answered with [`KeysAnswer`](super::keys::KeysAnswer) and the bytes.
+    Keys {
+        /// Topic name.
+        topic: String,
+        /// Partition number.
+        partition: u32,
+        /// Which keys.
+        keys: super::keys::Keys,
+        /// Most bytes wanted; one record is returned even if it is larger.
+        max_bytes: u32,
+    },
     /// A change of the topics: answered with nothing, when it is durable and in force.
     Change(TopicChange),
     /// The consumer groups: answered with a list of [`GroupSummary`].

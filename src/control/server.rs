@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::storage::backup::Note;
 
+use super::keys::{Keys, KeysAnswer};
 use super::protocol::{
     Answer, CommittedOffsets, GroupInfo, GroupSummary, MAX_READ, MAX_REQUEST, MAX_WAIT_MS,
     Position, ReadAnswer, Request, Stats, TopicChange, TopicInfo,
@@ -38,6 +39,10 @@ pub type FindFn = dyn Fn(&str, u32, Position) -> Result<ReadAnswer, String> + Se
 /// Waits for messages of a topic, from one offset a partition on, for a time at most.
 pub type WaitFn = dyn Fn(&str, &[i64], Duration) -> Result<Vec<i64>, String> + Send + Sync;
 
+/// A read by key: topic, partition, keys, most bytes, and where the records go.
+pub type KeysFn =
+    dyn Fn(&str, u32, &Keys, u32, &mut Vec<u8>) -> Result<KeysAnswer, String> + Send + Sync;
+
 /// A change of the topics.
 pub type ChangeFn = dyn Fn(TopicChange) -> Result<(), String> + Send + Sync;
 
@@ -56,6 +61,8 @@ pub struct Answers {
     pub find: Box<FindFn>,
     /// Waits for messages.
     pub wait: Box<WaitFn>,
+    /// Reads records by key.
+    pub keys: Box<KeysFn>,
     /// Changes topics.
     pub change: Box<ChangeFn>,
     /// Copies the store.
@@ -260,6 +267,19 @@ fn serve(stream: &UnixStream, shared: &Shared) -> io::Result<()> {
                     Err(reason) => send(stream, &Answer::<()>::Error(reason), &[])?,
                 }
             }
+            Ok(Request::Keys {
+                topic,
+                partition,
+                keys,
+                max_bytes,
+            }) => {
+                batches.clear();
+                let most = max_bytes.min(MAX_READ);
+                match (shared.answers.keys)(&topic, partition, &keys, most, &mut batches) {
+                    Ok(answer) => send(stream, &Answer::Ok(answer), &batches)?,
+                    Err(reason) => send(stream, &Answer::<()>::Error(reason), &[])?,
+                }
+            }
         }
         line.clear();
     }
@@ -316,6 +336,14 @@ mod tests {
                 Ok(vec![offsets.len() as i64, time.as_millis() as i64])
             }),
             groups: Box::new(Nobody),
+            keys: Box::new(|topic, partition, keys, _, out| {
+                out.extend_from_slice(b"record");
+                assert_eq!((topic, partition), ("t", 4));
+                Ok(KeysAnswer {
+                    rest: Some(keys.clone()),
+                    bytes: 6,
+                })
+            }),
             read: Box::new(|topic, partition, from, most, out| {
                 if topic != "t" {
                     return Err(format!("no topic \"{topic}\""));
@@ -352,6 +380,10 @@ mod tests {
             (9, 3, 100)
         );
         assert_eq!(out, b"batches");
+        let keys = Keys::One("6b".to_owned());
+        let answer = client.keys("t", 4, &keys, 100, &mut out).unwrap();
+        assert_eq!(answer.rest, Some(keys));
+        assert_eq!(out, b"batchesrecord");
         let refused = client.read("x", 0, Position::Earliest, 1, &mut out);
         assert!(matches!(refused, Err(ControlError::Refused(reason)) if reason.contains("\"x\"")));
 

@@ -12,6 +12,7 @@ use crate::broker::groups::records::assigned_partitions;
 use crate::broker::groups::{Request, Response};
 use crate::broker::topics::OFFSETS_TOPIC;
 use crate::broker::worker::{Broker, group_time};
+use crate::control::keys::{no_index, read_keys};
 use crate::control::names;
 use crate::control::protocol::{
     CommittedOffsets, GroupInfo, GroupMember, GroupPartition, GroupSummary, TopicChange, TopicInfo,
@@ -20,7 +21,7 @@ use crate::control::server::{Answers, Groups};
 use crate::storage::backup;
 use crate::storage::lsm::Store;
 use crate::storage::reader::LogReader;
-use crate::storage::{TopicSpec, WalShared};
+use crate::storage::{TopicSpec, WalShared, topic_settings};
 use crate::wire::kafka::Code;
 use crate::wire::kafka::groups::*;
 
@@ -56,15 +57,17 @@ pub(super) fn answers(
     folder: &Path,
     news: &Arc<News>,
 ) -> Answers {
-    let readers: Arc<Vec<Mutex<LogReader>>> = Arc::new(
+    let readers = || -> Vec<Mutex<LogReader>> {
         shared
             .iter()
             .zip(stores)
             .map(|(shared, files)| {
                 Mutex::new(LogReader::with_store(Arc::clone(shared), Arc::clone(files)))
             })
-            .collect(),
-    );
+            .collect()
+    };
+    // A search where records have to be read for their keys takes long: the others do not wait for it.
+    let (readers, readers_of_keys) = (Arc::new(readers()), readers());
     let at = {
         let (topics, readers) = (Arc::clone(&sources.topics), Arc::clone(&readers));
         move |topic: &str, partition, from, max_bytes, out: &mut Vec<u8>| {
@@ -106,6 +109,19 @@ pub(super) fn answers(
         }),
         read: Box::new(at),
         find: Box::new(of_position),
+        keys: Box::new({
+            let topics = Arc::clone(&sources.topics);
+            move |topic, partition, keys, max_bytes, out| {
+                let snapshot = topics.snapshot();
+                let found = find(&snapshot, topic, partition)?;
+                let settings = snapshot.find(topic).map(|topic| &topic.settings);
+                if !settings.is_some_and(topic_settings::is_indexed) {
+                    return Err(no_index(topic));
+                }
+                let mut reader = lock(&readers_of_keys[usize::from(found.place.shard)]);
+                read_keys(&mut reader, found.key, keys, max_bytes, out)
+            }
+        }),
         wait: Box::new({
             let (topics, news) = (Arc::clone(&sources.topics), Arc::clone(news));
             move |topic, offsets, time| {

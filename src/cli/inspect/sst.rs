@@ -24,6 +24,7 @@ pub(super) fn show(args: &Args, names: &Names, out: &mut impl Write) -> CliResul
             "blocks": footer.blocks, "batches": report.batches, "index_pages": index, "table_pages": table,
             "partitions": footer.partitions, "records": footer.records,
             "min_time": footer.min_time, "max_time": footer.max_time,
+            "keys": footer.keys, "keys_at": footer.keys_at(), "key_bytes": footer.key_bytes,
         });
         line(&value, out)?;
     } else {
@@ -40,11 +41,12 @@ pub(super) fn show(args: &Args, names: &Names, out: &mut impl Write) -> CliResul
         )?;
         writeln!(
             out,
-            "{} records in {} batches in {} blocks, bytes 128 to {}; {index} index pages and {table} of the partition table up to the footer at byte {}",
+            "{} records in {} batches in {} blocks, bytes 128 to {}; {index} index pages and {table} of the partition table up to byte {}; the footer at byte {}",
             footer.records,
             report.batches,
             footer.blocks,
             footer.data_end,
+            footer.keys_at(),
             footer.file_bytes - 128
         )?;
         writeln!(
@@ -54,6 +56,15 @@ pub(super) fn show(args: &Args, names: &Names, out: &mut impl Write) -> CliResul
             time(footer.min_time),
             time(footer.max_time)
         )?;
+        if footer.key_bytes > 0 {
+            writeln!(
+                out,
+                "an index of {} keys, {} bytes from byte {} on",
+                footer.keys,
+                footer.key_bytes,
+                footer.keys_at()
+            )?;
+        }
     }
     for extent in &report.extents {
         let (topic, partition) = (extent.key.topic, extent.key.partition);
@@ -62,20 +73,21 @@ pub(super) fn show(args: &Args, names: &Names, out: &mut impl Write) -> CliResul
                 "kind": "partition", "topic": topic, "partition": partition,
                 "first_offset": extent.first_offset, "end_offset": extent.end_offset,
                 "records": extent.records, "bytes": extent.bytes, "first_block": extent.first_block,
-                "min_time": extent.min_time, "max_time": extent.max_time,
+                "min_time": extent.min_time, "max_time": extent.max_time, "keyed": extent.keyed,
             });
             line(&value, out)?;
         } else {
             writeln!(
                 out,
-                "{} partition {partition}: offsets {} to {}, {} records, {} bytes from block {} on, up to {}",
+                "{} partition {partition}: offsets {} to {}, {} records, {} bytes from block {} on, up to {}{}",
                 names.topic(topic),
                 extent.first_offset,
                 extent.end_offset - 1,
                 extent.records,
                 extent.bytes,
                 extent.first_block,
-                time(extent.max_time)
+                time(extent.max_time),
+                if extent.keyed { ", keys indexed" } else { "" }
             )?;
         }
         if args.verbose {
