@@ -89,7 +89,7 @@ impl Store {
     /// Every key is found as it was sent, one by one and in order; `from`: where `taffrail read` looks.
     fn check(&self, from: &[&str]) {
         let every = self.newest.keys().step_by(17);
-        for key in every.chain([&self.newest.keys().last().unwrap().clone()]) {
+        for key in every.chain(self.newest.keys().last()) {
             let lines = success(&read(&["--key", key, "--format", "json"], from));
             self.check_lines(&lines, |k| k == key);
         }

@@ -138,7 +138,9 @@ pub(crate) fn each_key(batch: &[u8], scratch: &mut Vec<u8>, mut take: impl FnMut
         && let Ok(records) = Records::new(plain)
     {
         for record in records.map_while(Result::ok) {
-            record.key.map(|key| take(key, record.offset));
+            if let Some(key) = record.key {
+                take(key, record.offset);
+            }
         }
     }
 }
