@@ -18,7 +18,7 @@ cd "$(dirname "$0")/.."
 
 RUN=(dpdk libhwloc15 iproute2 kmod)
 BUILD=(libdpdk-dev libhwloc-dev libudev-dev libclang-14-dev clang-14 pkg-config build-essential ca-certificates curl git)
-TEST=(dpdk-dev fio ethtool iputils-ping jq kcat procps python3 python3-scapy python3-venv shellcheck util-linux e2fsprogs)
+TEST=(dpdk-dev fio ethtool iputils-ping jq kcat libssl-dev libzstd-dev procps python3 python3-scapy python3-venv shellcheck util-linux e2fsprogs zlib1g-dev)
 LAB=(qemu-system-x86 cpio kmod busybox-static e2fsprogs iproute2 iputils-ping jq util-linux)
 
 packages=()

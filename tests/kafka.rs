@@ -106,12 +106,15 @@ fn every_client_against_one_server() {
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kafka");
     let python = clients.join("bin/python");
     let franz = clients.join("franz");
+    let rust = clients.join("rust/debug/kafka-rust");
     let java = clients.join("java");
     let classes = PathBuf::from(format!("{0}:{0}/*", java.display()));
     let mut running = Vec::new();
     let mut run = |name: &'static str, needs: &Path, command: &[&Path]| {
         if !needs.exists() {
-            println!("{name}: not run, scripts/kafka-clients.sh did not find its language");
+            println!(
+                "{name}: not run, scripts/kafka-clients.sh did not find its language, or could not make it"
+            );
             return;
         }
         let log = folder.path().join(name);
@@ -125,6 +128,13 @@ fn every_client_against_one_server() {
         &clients.join("node_modules"),
         &[Path::new("node"), &scripts.join("kafkajs.js")],
     );
+    let javascript = clients.join("node_modules/@confluentinc/kafka-javascript");
+    run(
+        "confluent.js",
+        &javascript,
+        &[Path::new("node"), &scripts.join("confluent.js")],
+    );
+    run("rdkafka", &rust, &[&rust]);
     run("franz-go", &franz, &[&franz]);
     run(
         "java",
