@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-all=(packet datagram_server datagram_client record_batch codec segment recovery snapshot catalog config control keys sst manifest kafka)
+all=(packet datagram_server datagram_client record_batch codec segment recovery snapshot catalog config control keys sst manifest kafka kafka_session)
 
 seconds=600
 if [[ ${1:-} =~ ^[0-9]+$ ]]; then

@@ -333,6 +333,21 @@ struct Audit {
     records: u64,
 }
 
+/// Reads a partition from a position on.
+type Read<'a> = &'a mut dyn FnMut(Position, &mut Vec<u8>) -> Result<ReadAnswer, ControlError>;
+
+/// Reads where a partition begins. Retention may move the start between the server's look at it and its read.
+fn earliest(read: Read) -> ReadAnswer {
+    for _ in 0..10 {
+        match read(Position::Earliest, &mut Vec::new()) {
+            Ok(told) => return told,
+            Err(ControlError::Refused(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("the start is refused again and again");
+}
+
 impl Audit {
     fn fault(&mut self, count: fn(&mut Faults) -> &mut u64, n: u64, what: impl FnOnce() -> String) {
         *count(&mut self.faults) += n;
@@ -359,11 +374,11 @@ impl Audit {
             client.read(kind.name, part.partition, from, 1 << 20, out)
         };
         // With acks=1 the answer comes before the commit.
-        let mut told = read(Position::Earliest, &mut Vec::new()).unwrap();
+        let mut told = earliest(&mut read);
         let patience = Instant::now() + PATIENCE;
         while told.high_watermark < end && Instant::now() < patience {
             std::thread::sleep(Duration::from_millis(2));
-            told = read(Position::Earliest, &mut Vec::new()).unwrap();
+            told = earliest(&mut read);
         }
         let high = told.high_watermark;
         if high > end {
@@ -384,7 +399,7 @@ impl Audit {
             bytes.clear();
             if let Err(error) = read(Position::Offset(position), &mut bytes) {
                 // Retention may have been here.
-                let told = read(Position::Earliest, &mut Vec::new()).unwrap();
+                let told = earliest(&mut read);
                 assert!(told.start > position, "{name} from {position}: {error}");
                 self.check_start(shared, at, &written, told.start, end);
                 (next, position) = (told.start, told.start);
