@@ -6,7 +6,7 @@
 //! others.
 
 use crate::broker::cluster::LEADER_EPOCH;
-use crate::storage::{Outcome, ReadError};
+use crate::storage::{Outcome, Piece, Pieces, ReadError};
 use crate::wire::kafka::{Api, Code, Malformed, Reader};
 
 /// Bytes of one answer at most, whatever the client asks for: a multiple of what clients ask for by
@@ -125,7 +125,7 @@ pub struct Fetched {
     /// First offset.
     pub log_start: i64,
     /// Whole record batches.
-    pub records: Vec<u8>,
+    pub records: Pieces,
 }
 
 impl Fetched {
@@ -135,7 +135,7 @@ impl Fetched {
             code,
             high_watermark: -1,
             log_start: -1,
-            records: Vec::new(),
+            records: Pieces::default(),
         }
     }
 }
@@ -149,14 +149,14 @@ pub fn check_epoch(epoch: i32) -> Code {
     }
 }
 
-/// The answer, as buffers to be sent one after another: record batches are not copied. `results` are in the
+/// The answer, as pieces to be sent one after another: record batches are not copied. `results` are in the
 /// order of [`FetchRequest::wanted`]; the client is throttled for `throttle_ms` milliseconds.
 pub fn answer(
     request: &FetchRequest,
     code: Code,
     throttle_ms: i32,
     results: Vec<Fetched>,
-) -> Vec<Vec<u8>> {
+) -> Vec<Piece> {
     let version = request.version;
     let mut out = Api::Fetch.answer(version, request.correlation);
     let mut pieces = Vec::new();
@@ -189,17 +189,19 @@ pub fn answer(
             }
             out.bytes_length(result.records.len());
             if !result.records.is_empty() {
-                pieces.push(out.split());
-                pieces.push(result.records);
+                pieces.push(Piece::from(out.split()));
+                pieces.extend(result.records.into_list());
             }
             out.end();
         }
         out.end();
     }
     out.end();
-    pieces.push(out.split());
-    let len = pieces.iter().map(Vec::len).sum::<usize>() as i32 - 4;
-    pieces[0][..4].copy_from_slice(&len.to_be_bytes());
+    pieces.push(Piece::from(out.split()));
+    let len = pieces.iter().map(|piece| piece.len()).sum::<usize>() as i32 - 4;
+    if let Some(head) = pieces[0].owned_mut() {
+        head[..4].copy_from_slice(&len.to_be_bytes());
+    }
     pieces
 }
 
@@ -218,7 +220,7 @@ pub struct Part<P> {
 #[derive(Debug)]
 pub struct Read {
     /// Whole record batches.
-    pub records: Vec<u8>,
+    pub records: Pieces,
     /// How it went; `None`: not there.
     pub outcome: Option<Result<Outcome, ReadError>>,
 }
@@ -230,12 +232,12 @@ pub fn read<P: Copy>(
     parts: &[Part<P>],
     first: usize,
     max_bytes: usize,
-    mut read: impl FnMut(P, i64, usize, &mut Vec<u8>) -> Result<Outcome, ReadError>,
+    mut read: impl FnMut(P, i64, usize, &mut Pieces) -> Result<Outcome, ReadError>,
 ) -> (Vec<Read>, usize) {
     let mut results: Vec<Read> = parts
         .iter()
         .map(|_| Read {
-            records: Vec::new(),
+            records: Pieces::default(),
             outcome: None,
         })
         .collect();
@@ -250,7 +252,7 @@ pub fn read<P: Copy>(
         let outcome = read(place, part.offset, limit, &mut result.records);
         if result.records.len() > limit && total > 0 {
             // A batch that is larger than what is left: it comes first another time.
-            result.records = Vec::new();
+            result.records = Pieces::default();
         }
         total += result.records.len();
         result.outcome = Some(outcome);
@@ -263,14 +265,14 @@ mod tests {
     use super::*;
 
     /// A log whose batches have these lengths, one offset each.
-    fn log(batches: &[usize], offset: i64, limit: usize, out: &mut Vec<u8>) -> Outcome {
+    fn log(batches: &[usize], offset: i64, limit: usize, out: &mut Pieces) -> Outcome {
         let start = out.len();
         let mut next = offset;
         for &len in &batches[offset as usize..] {
             if out.len() > start && out.len() - start + len > limit {
                 break;
             }
-            out.resize(out.len() + len, 0);
+            out.push_copy(&vec![0; len]);
             next += 1;
             if out.len() - start >= limit {
                 break;

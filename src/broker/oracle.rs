@@ -13,7 +13,7 @@ use crate::broker::list_offsets::{self, Found};
 use crate::broker::produce::{self, PartResult, ProduceRequest as Producing, Shape};
 use crate::broker::security::acl::{ANONYMOUS, Access, Rules};
 use crate::broker::topics::{Place, Snapshot, Topic};
-use crate::storage::PartitionKey;
+use crate::storage::{PartitionKey, Pieces};
 use crate::wire::kafka::{Api, Code, Reader, RequestHeader};
 
 fn versions(api: Api) -> impl Iterator<Item = (i16, RequestHeader<'static>)> {
@@ -158,11 +158,13 @@ fn fetch_agrees() {
             ("t", 3, 1 << 40, 1000)
         );
 
+        let mut records = Pieces::default();
+        records.push_copy(b"batches");
         let result = Fetched {
             code: Code::None,
             high_watermark: 9,
             log_start: 2,
-            records: b"batches".to_vec(),
+            records,
         };
         let answer = fetch::answer(&read, Code::None, 9, vec![result]).concat();
         let read: FetchResponse = answers(Api::Fetch, version, &answer);

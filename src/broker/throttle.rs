@@ -54,10 +54,10 @@ pub fn put(answer: &mut Answer, api: Api, version: i16, ms: u64) {
         None => None,
         Some(Place::Front(at)) => answer
             .first_mut()
-            .and_then(|piece| piece.get_mut(header + at..)?.first_chunk_mut()),
+            .and_then(|piece| piece.owned_mut()?.get_mut(header + at..)?.first_chunk_mut()),
         Some(Place::Back(at)) => answer.last_mut().and_then(|piece| {
             let at = piece.len().checked_sub(at)?;
-            piece.get_mut(at..)?.first_chunk_mut()
+            piece.owned_mut()?.get_mut(at..)?.first_chunk_mut()
         }),
     };
     if let Some(field) = field {
@@ -88,7 +88,7 @@ mod tests {
                     let mut bytes = Api::$api.answer(version, 7).into_fields();
                     let header = bytes.len();
                     bytes.extend_from_slice(&body);
-                    let mut answer = vec![bytes];
+                    let mut answer: Answer = vec![bytes.into()];
                     let read = |answer: &Answer| {
                         let mut body = bytes::Bytes::copy_from_slice(&answer[0][header..]);
                         let read = messages::$response::decode(&mut body, version).unwrap();
@@ -141,12 +141,12 @@ mod tests {
     #[test]
     fn answers_without_it_or_cut_off_do_no_harm() {
         for len in 0..20 {
-            let before = vec![vec![0xff; len]];
-            let mut answer = before.clone();
+            let before = vec![0xff; len];
+            let mut answer: Answer = vec![before.clone().into()];
             put(&mut answer, Api::SaslHandshake, 1, 9);
-            assert_eq!(answer, before);
+            assert_eq!(answer[0][..], before);
             put(&mut answer, Api::Metadata, 12, 9);
-            assert_eq!(answer != before, len >= 13, "{len}");
+            assert_eq!(answer[0][..] != before, len >= 13, "{len}");
             put(&mut answer, Api::Produce, 9, 9);
             assert_eq!(answer[0].len(), len);
         }

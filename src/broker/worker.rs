@@ -31,7 +31,7 @@ use crate::broker::{admin, throttle, waiting};
 use crate::memory::budget::{Budget, Charge, Part as Account};
 use crate::shard::link::{BatchAnswer, BatchLink, LINK_BATCHES};
 use crate::shard::{BatchBuffer, Now, ShardStats};
-use crate::storage::{LogReader, ReadError};
+use crate::storage::{LogReader, Piece, ReadError};
 use crate::wire::datagram::ErrorCode;
 use crate::wire::kafka::{Api, Code, Malformed, Reader, RequestHeader};
 use crate::wire::record_batch;
@@ -103,7 +103,7 @@ pub struct Listener {
 }
 
 /// An encoded answer, in the pieces that are to be sent one after another.
-pub type Answer = Vec<Vec<u8>>;
+pub type Answer = Vec<Piece>;
 
 /// Names a connection for the life of its thread.
 pub type ConnectionId = u64;
@@ -405,7 +405,7 @@ enum Done {
 
 impl From<Vec<u8>> for Done {
     fn from(answer: Vec<u8>) -> Self {
-        Done::Answer(vec![answer])
+        Done::Answer(vec![answer.into()])
     }
 }
 
@@ -597,7 +597,7 @@ impl Worker {
             Step::Continue(token) | Step::Proved { token, .. } => {
                 let mut answer = (token.len() as i32).to_be_bytes().to_vec();
                 answer.extend_from_slice(&token);
-                self.reply(connection, ticket, vec![answer]);
+                self.reply(connection, ticket, vec![answer.into()]);
                 Ok(())
             }
             Step::Failed(..) | Step::OutOfTurn => Err(Close::AuthenticationFailed),
@@ -678,12 +678,12 @@ impl Worker {
                 let stage = &mut connection.stage;
                 match sasl::handshake(header, body, stage, plain)? {
                     (answer, true) => answer.into(),
-                    (answer, false) => Done::Last(vec![answer], Close::AuthenticationFailed),
+                    (answer, false) => Done::Last(vec![answer.into()], Close::AuthenticationFailed),
                 }
             }
             Api::SaslAuthenticate => {
                 let step = Self::token(connection, sasl::token(body)?);
-                let answer = vec![sasl::answer(header, &step)];
+                let answer = vec![sasl::answer(header, &step).into()];
                 match step {
                     Step::Continue(_) | Step::Proved { .. } => Done::Answer(answer),
                     // A client of a listener without SASL is told that it is wrong, and may go on.
@@ -1088,7 +1088,7 @@ impl Worker {
         let links = &mut self.links;
         let (reads, bytes) = fetch::read(&parts, first, max_bytes, |place, from, max, out| {
             let reader = &mut links[usize::from(place.shard)].link.reader;
-            reader.read(place.key, from, max, out)
+            reader.read_pieces(place.key, from, max, out)
         });
         let mut failed = false;
         let results: Vec<Fetched> = reads
@@ -1232,7 +1232,7 @@ impl Worker {
                 ticket: listing.ticket,
                 api: Api::ListOffsets,
                 version: listing.header.version,
-                answer: vec![answer],
+                answer: vec![answer.into()],
                 throttle_ms: 0,
             });
             work += 1;
@@ -1308,7 +1308,7 @@ impl Worker {
                 ticket: mail.ticket,
                 api: mail.api,
                 version: mail.version,
-                answer: vec![mail.answer],
+                answer: vec![mail.answer.into()],
                 throttle_ms: 0,
             });
         }
@@ -1405,7 +1405,7 @@ impl Worker {
             ticket: producing.ticket,
             api: Api::Produce,
             version: producing.shape.version,
-            answer: vec![answer],
+            answer: vec![answer.into()],
             throttle_ms: 0,
         });
     }
@@ -1480,5 +1480,5 @@ pub fn group_time(now: Now) -> groups::Now {
 }
 
 fn size(answer: &Answer) -> u64 {
-    answer.iter().map(Vec::len).sum::<usize>() as u64
+    answer.iter().map(|piece| piece.len()).sum::<usize>() as u64
 }

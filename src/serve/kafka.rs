@@ -6,8 +6,8 @@
 //! nor deadlines have anything for it; at the stop every batch that a shard holds is answered before the
 //! thread ends.
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
-use std::io::{self, IoSlice};
+use std::collections::{BTreeSet, HashSet};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -47,6 +47,7 @@ use crate::storage::{LogReader, WalShared, WalWriter};
 use super::Error;
 use super::intake::{Hold, Intake};
 use super::live::LiveTopics;
+use super::send::Outbox;
 use super::tls::{self, Transport};
 use super::topics;
 
@@ -72,8 +73,6 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 const CLIENT_BATCH: usize = 1_000_000;
 /// A connection has so long for TLS and to prove who it is.
 const PROOF_PATIENCE: Duration = Duration::from_secs(30);
-/// Pieces handed to the kernel in one call.
-const PIECES: usize = 64;
 
 const WAKE: Token = Token(usize::MAX);
 /// Tokens from here on are listeners.
@@ -442,10 +441,7 @@ struct Conn {
     _memory: Charge,
     /// Bytes that the request at its front has.
     need: usize,
-    out: VecDeque<Vec<u8>>,
-    /// Bytes of the first piece that were sent.
-    sent: usize,
-    unsent: usize,
+    out: Outbox,
     /// The socket may have bytes; it may take some.
     readable: bool,
     writable: bool,
@@ -690,9 +686,7 @@ impl Thread {
             hold: Hold::default(),
             _memory: memory,
             need: 0,
-            out: VecDeque::new(),
-            sent: 0,
-            unsent: 0,
+            out: Outbox::default(),
             readable: true,
             writable: true,
             blocked: false,
@@ -719,7 +713,7 @@ impl Thread {
                         self.pump(at);
                     }
                     _ => {
-                        let bytes = done.answer.iter().map(Vec::len).sum();
+                        let bytes = done.answer.iter().map(|piece| piece.len()).sum();
                         self.worker.sent(bytes);
                     }
                 }
@@ -783,9 +777,9 @@ impl Thread {
         }
         self.intake.give(std::mem::take(&mut conn.input));
         self.intake.renew(&mut conn.hold, &conn.input);
-        let mut bytes = conn.unsent;
+        let mut bytes = conn.out.unsent();
         while let Some(answer) = conn.state.session().next_answer() {
-            bytes += answer.iter().map(Vec::len).sum::<usize>();
+            bytes += answer.iter().map(|piece| piece.len()).sum::<usize>();
         }
         self.worker.sent(bytes);
         self.worker.closed(conn.state.id());
@@ -814,7 +808,7 @@ impl Thread {
                 };
             }
             let muted = conn.state.muted_until_ns() > self.now().mono_ns;
-            let held = conn.blocked || muted || conn.unsent > MAX_CONNECTION_UNSENT;
+            let held = conn.blocked || muted || conn.out.unsent() > MAX_CONNECTION_UNSENT;
             if !conn.readable || held || !self.accepting {
                 return Fate::Stays;
             }
@@ -940,10 +934,7 @@ impl Thread {
     fn collect(&mut self, conn: &mut Conn) -> bool {
         let mut any = false;
         while let Some(answer) = conn.state.session().next_answer() {
-            for piece in answer {
-                conn.unsent += piece.len();
-                conn.out.push_back(piece);
-            }
+            conn.out.push(answer);
             any = true;
         }
         any
@@ -956,32 +947,10 @@ impl Thread {
                 conn.writable = conn.stream.flush()?;
                 break;
             }
-            let mut slices = [IoSlice::new(&[]); PIECES];
-            let mut count = 0;
-            for (slice, piece) in slices.iter_mut().zip(&conn.out) {
-                let from = if count == 0 { conn.sent } else { 0 };
-                *slice = IoSlice::new(&piece[from..]);
-                count += 1;
-            }
-            match conn.stream.write_vectored(&slices[..count]) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(mut len) => {
+            match conn.out.write(&mut conn.stream) {
+                Ok(len) => {
                     conn.last = Instant::now();
-                    conn.unsent -= len;
                     self.worker.sent(len);
-                    while let Some(piece) = conn.out.front() {
-                        let left = piece.len() - conn.sent;
-                        if len < left {
-                            conn.sent += len;
-                            break;
-                        }
-                        len -= left;
-                        conn.sent = 0;
-                        conn.out.pop_front();
-                    }
-                    if conn.out.is_empty() {
-                        conn.out = VecDeque::new();
-                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     conn.writable = false;
@@ -1005,6 +974,7 @@ impl Thread {
             let Some(Some(conn)) = self.conns.get_mut(at) else {
                 continue;
             };
+            conn.out.let_go(now);
             let waits = conn.state.session().waiting() > 0 || conn.timer.is_some();
             let unproved = !conn.state.is_proved() || conn.stream.handshaking();
             if unproved && now.duration_since(conn.started) > PROOF_PATIENCE {
@@ -1018,7 +988,7 @@ impl Thread {
                     self.drop_connection(at, conn);
                 }
             } else if starved
-                && (conn.unsent > 0 || conn.hold.is_reserved() && !conn.blocked)
+                && (conn.out.unsent() > 0 || conn.hold.is_reserved() && !conn.blocked)
                 && now.duration_since(conn.last) > STALL
             {
                 tracing::info!(

@@ -15,6 +15,7 @@ mod memory;
 mod news;
 pub(crate) mod ports;
 pub mod preflight;
+mod send;
 mod stats;
 mod store;
 pub mod tls;

@@ -12,6 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
+use socket2::SockRef;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
 use crate::config::kafka::Tls as Files;
@@ -113,9 +114,17 @@ impl Transport {
         }
     }
 
-    /// Takes bytes to send.
-    pub(super) fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    /// Takes bytes to send; `more`: others follow at once, with which they share packets.
+    pub(super) fn write_vectored(
+        &mut self,
+        slices: &[IoSlice<'_>],
+        more: bool,
+    ) -> io::Result<usize> {
         match self {
+            Transport::Plain(stream) if more => {
+                let flags = libc::MSG_MORE | libc::MSG_NOSIGNAL;
+                SockRef::from(&*stream).send_vectored_with_flags(slices, flags)
+            }
             Transport::Plain(stream) => stream.write_vectored(slices),
             Transport::Tls(encrypted) => encrypted.write_vectored(slices),
         }

@@ -1,8 +1,8 @@
 //! Reads frames one after another, from the staging slots of a running log or from its files.
 //!
 //! Invariant: a frame is handed out only after its place, length and CRC were checked; of a running
-//! log only durable frames are. Files are read with pread through the page cache, which the kernel
-//! keeps coherent with O_DIRECT writes: it drops the cached pages of a range before and after such a
+//! log only durable frames are. Consumers read files by windows (see [`super::wal::window`]); everyone else
+//! reads them with pread through the page cache, which the kernel keeps coherent with O_DIRECT writes: it drops the cached pages of a range before and after such a
 //! write, and only completed writes are read here.
 
 use std::fs::File;
@@ -14,6 +14,7 @@ use std::sync::Arc;
 use super::wal::frame::{FRAME_ALIGN, FRAME_HEADER, FrameError, FrameHeader, LogId};
 use super::wal::segment::{SEGMENT_HEADER, SegmentError, SegmentHeader, segment_path};
 use super::wal::shared::WalShared;
+use super::wal::window::{AtHand, Window};
 
 /// First read of a place: a few commits.
 const WINDOW_MIN: usize = 64 << 10;
@@ -191,6 +192,36 @@ impl FrameReader {
         Ok(f.take().map(|f| f(&frame, bytes)).expect("called once"))
     }
 
+    /// As [`FrameReader::with_frame`]; of a running log's files by way of its windows, of which `f` then also gets the
+    /// one that has the frame, and where the frame begins in it.
+    pub(crate) fn with_shared_frame<R>(
+        &mut self,
+        base: u64,
+        lsn: u64,
+        at_hand: &mut AtHand,
+        f: impl FnOnce(&FrameHeader, &[u8], Option<(&Arc<Window>, usize)>) -> R,
+    ) -> Result<R, FetchError> {
+        let Some(shared) = &self.live else {
+            return self.with_frame(base, lsn, |header, frame| f(header, frame, None));
+        };
+        let mut f = Some(f);
+        let staged = shared.with_staged(lsn, |header, frame| {
+            f.take().map(|f| f(header, frame, None))
+        });
+        if let Some(Some(result)) = staged {
+            return Ok(result);
+        }
+        let found = shared
+            .windows()
+            .frame(base, lsn, shared.durable_lsn(), at_hand);
+        let (header, range) = found?;
+        let window = at_hand.window().expect("the frame lies in it");
+        let frame = &window.bytes()[range.clone()];
+        Ok(f.take()
+            .map(|f| f(&header, frame, Some((window, range.start))))
+            .expect("called once"))
+    }
+
     /// `len` bytes at `lsn` of the open segment. `end`: where valid bytes end now.
     fn bytes(&mut self, lsn: u64, len: usize, end: u64) -> Result<&[u8], FetchError> {
         let Some(segment) = &self.segment else {
@@ -276,7 +307,22 @@ pub(crate) fn open_segment(
             Err(e) => return Err(io(e)),
         }
     }
-    let header = SegmentHeader::decode(&bytes).map_err(bad)?;
+    let header = check_header(&bytes, path, base, id)?;
+    Ok((file, header))
+}
+
+/// The header of the segment at `path`, checked against name and log.
+pub(crate) fn check_header(
+    bytes: &[u8],
+    path: &Path,
+    base: u64,
+    id: LogId,
+) -> Result<SegmentHeader, FetchError> {
+    let bad = |error| FetchError::Segment {
+        path: path.to_owned(),
+        error,
+    };
+    let header = SegmentHeader::decode(bytes).map_err(bad)?;
     if header.id != id
         || header.base != base
         || header.size < (SEGMENT_HEADER + FRAME_ALIGN) as u64
@@ -286,7 +332,7 @@ pub(crate) fn open_segment(
     {
         return Err(bad(SegmentError::Foreign));
     }
-    Ok((file, header))
+    Ok(header)
 }
 
 /// Where a walk over the log stands.

@@ -34,6 +34,8 @@ pub const DEFAULT_BYTES: u64 = 192 << 20;
 const SPACING_MAX: u64 = 4 << 30;
 /// A message is at most this old when its frame is sealed; more is a wrong clock.
 pub const RESIDENCE_MS: i64 = 1000;
+/// Spans given at a time: as much of the log as a fetch mostly reads, 4 MiB, or more.
+const SPANS: usize = 64;
 /// Frames indexed while the lock is held once.
 const FRAMES_A_TURN: usize = 64;
 /// Notes on their way to the index, 1 MiB a shard: what 10,000 partitions leave in a commit, and the
@@ -351,7 +353,7 @@ impl Segment {
         }
     }
 
-    /// The spans of a partition's batches, from the one that may hold `accept`'s first on.
+    /// The spans of a partition's batches, from the one that may hold what is looked for on, [`SPANS`] at most.
     fn spans(&self, key: PartitionKey, skip: impl Fn(&[Point]) -> usize) -> Vec<Span> {
         let base = self.cursor.base;
         match &self.points {
@@ -359,6 +361,7 @@ impl Segment {
                 let points = points.get(&key).map_or(&[][..], Vec::as_slice);
                 points[skip(points).min(points.len())..]
                     .iter()
+                    .take(SPANS)
                     .map(|p| Span {
                         base,
                         lsn: p.lsn,
@@ -666,7 +669,7 @@ impl LogIndex {
         (first.first, ranges.fold(first.end, |end, r| r.end.max(end)))
     }
 
-    /// The spans of the first segment that has offset `from` or a later one.
+    /// The first spans of the first segment that has offset `from` or a later one; the last of several ends behind it.
     pub(crate) fn find_offset(
         &self,
         key: PartitionKey,

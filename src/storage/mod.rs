@@ -12,6 +12,7 @@ pub mod index;
 pub mod inspect;
 pub(crate) mod keylog;
 pub mod lsm;
+pub mod pieces;
 pub mod reader;
 pub mod repair;
 pub mod topic_settings;
@@ -20,6 +21,7 @@ pub mod wal;
 
 pub use catalog::{Catalog, CatalogError, Topic, TopicSpec};
 pub use lsm::keys::range::KeyBounds;
+pub use pieces::{Piece, Pieces};
 pub use reader::{LogReader, Message, Outcome, RangeKey, RangePage, ReadError};
 pub use wal::{
     DEFAULT_LINGER, FrameSeq, RecoveryReport, Refusal, Replay, WalConfig, WalError, WalShared,

@@ -13,9 +13,11 @@ use super::catalog::Catalog;
 use super::frames::{FetchError, FrameReader};
 use super::index::{LogIndex, batch_time};
 use super::keylog::KeyLog;
-use super::wal::frame::{Entries, EntryKind, LogId};
+use super::pieces::{Pieces, SHARE};
+use super::wal::frame::{ENTRY_HEADER, Entries, EntryKind, LogId};
 use super::wal::segment::shard_dir;
 use super::wal::shared::WalShared;
+use super::wal::window::AtHand;
 use crate::storage::CatalogError;
 use crate::storage::lsm::StoreError;
 use crate::storage::lsm::codec;
@@ -197,6 +199,21 @@ impl LogReader {
         max_bytes: usize,
         out: &mut Vec<u8>,
     ) -> Result<Outcome, ReadError> {
+        let mut pieces = Pieces::default();
+        let outcome = self.read_pieces(key, from, max_bytes, &mut pieces)?;
+        pieces.copy_to(out);
+        Ok(outcome)
+    }
+
+    /// As [`LogReader::read`], for sending: large batches are not copied. Of SSTs, a block's CRC is compared on its first
+    /// visit since the file was mapped.
+    pub fn read_pieces(
+        &mut self,
+        key: PartitionKey,
+        from: i64,
+        max_bytes: usize,
+        out: &mut Pieces,
+    ) -> Result<Outcome, ReadError> {
         let len = out.len();
         self.retry(|reader| {
             out.truncate(len);
@@ -209,7 +226,7 @@ impl LogReader {
         key: PartitionKey,
         from: i64,
         max_bytes: usize,
-        out: &mut Vec<u8>,
+        out: &mut Pieces,
     ) -> Result<Outcome, ReadError> {
         self.refresh()?;
         let (log, (start, end)) = self.both_bounds(key);
@@ -230,7 +247,7 @@ impl LogReader {
         if let Some(store) = &self.store
             && !in_log(from)
         {
-            store.read(key, max_bytes, &mut outcome, out)?;
+            store.read_pieces(key, max_bytes, &mut outcome, out)?;
             if outcome.batches > 0 && outcome.bytes >= max_bytes {
                 return Ok(outcome);
             }
@@ -255,8 +272,14 @@ impl LogReader {
         key: PartitionKey,
         max_bytes: usize,
         outcome: &mut Outcome,
-        out: &mut Vec<u8>,
+        out: &mut Pieces,
     ) -> Result<(), ReadError> {
+        let mut at_hand = AtHand::default();
+        // Windows are not held by more answers than memory is meant for.
+        let share = match &self.index {
+            Index::Live(shared) => shared.windows().may_share(),
+            Index::Own(_) => false,
+        };
         while outcome.next_offset < outcome.end {
             let spans = match &self.index {
                 Index::Live(shared) => {
@@ -272,8 +295,11 @@ impl LogReader {
             for span in spans {
                 let mut lsn = span.lsn;
                 while lsn <= span.last_lsn {
-                    let (size, full) =
-                        self.frames.with_frame(span.base, lsn, |header, frame| {
+                    let (size, full) = self.frames.with_shared_frame(
+                        span.base,
+                        lsn,
+                        &mut at_hand,
+                        |header, frame, window| {
                             for entry in Entries::new(frame, header).map_while(Result::ok) {
                                 if entry.kind != EntryKind::Batch(key) {
                                     continue;
@@ -289,13 +315,20 @@ impl LogReader {
                                 {
                                     return (header.size(), true);
                                 }
-                                out.extend_from_slice(entry.bytes);
+                                match window.filter(|_| share && entry.bytes.len() >= SHARE) {
+                                    Some((window, at)) => {
+                                        let start = at + entry.at + ENTRY_HEADER;
+                                        out.push_log(window, start, entry.bytes.len());
+                                    }
+                                    None => out.push_copy(entry.bytes),
+                                }
                                 outcome.bytes += entry.bytes.len();
                                 outcome.batches += 1;
                                 outcome.next_offset = batch.next_offset();
                             }
                             (header.size(), false)
-                        })?;
+                        },
+                    )?;
                     if full || (outcome.batches > 0 && outcome.bytes >= max_bytes) {
                         return Ok(());
                     }

@@ -21,10 +21,12 @@ use super::error::StoreError;
 use super::manifest::{self, Edit, FileMeta, Manifest, State};
 use super::memory::StoreMemory;
 use super::point::Touched;
+use super::sst::scan::AHEAD;
 use super::sst::{PartitionExtent, Scan, SstError, SstReader};
 use super::steps::step;
 use crate::memory::budget::Charge;
 use crate::storage::PartitionKey;
+use crate::storage::pieces::Pieces;
 use crate::storage::reader::Outcome;
 use crate::storage::wal::LogId;
 use crate::storage::wal::segment::list_segments;
@@ -117,6 +119,15 @@ impl Drop for StoreFile {
             let _ = step().and_then(|()| fs::remove_file(&self.path));
         }
     }
+}
+
+/// When a block's CRC is compared.
+#[derive(Clone, Copy)]
+enum Check {
+    /// Each time.
+    Always,
+    /// The first time since its file was mapped.
+    Once,
 }
 
 /// A partition in one file.
@@ -556,25 +567,69 @@ impl Store {
         outcome: &mut Outcome,
         mut take: impl FnMut(&[u8]),
     ) -> Result<(), StoreError> {
+        self.walk(key, max_bytes, outcome, Check::Always, |_, _, _, bytes| {
+            take(bytes)
+        })
+    }
+
+    /// As [`Store::read`], without copying, for sending. A block's CRC is compared once since its file was mapped.
+    pub fn read_pieces(
+        &self,
+        key: PartitionKey,
+        max_bytes: usize,
+        outcome: &mut Outcome,
+        out: &mut Pieces,
+    ) -> Result<(), StoreError> {
+        self.walk(
+            key,
+            max_bytes,
+            outcome,
+            Check::Once,
+            |file, reader, start, bytes| out.push_sst(file, reader, start, bytes.len()),
+        )
+    }
+
+    /// Walks over whole batches; `take` gets the file, where in it some lie, and these.
+    fn walk(
+        &self,
+        key: PartitionKey,
+        max_bytes: usize,
+        outcome: &mut Outcome,
+        check: Check,
+        mut take: impl FnMut(&Arc<StoreFile>, &Arc<SstReader>, usize, &[u8]),
+    ) -> Result<(), StoreError> {
         let view = self.view();
         let extents = view.extents(key);
         let first = extents.partition_point(|e| e.end <= outcome.next_offset);
         for extent in &extents[first..] {
             let result = (|| {
                 let reader = self.reader(&extent.file)?;
-                let mut scan: Option<Scan<'_>> = None;
-                for block in reader.blocks(key, outcome.next_offset)? {
+                let (mut scan, mut asked) = (None, 0);
+                let mut blocks = reader.blocks(key, outcome.next_offset)?;
+                loop {
+                    let number = blocks.number();
+                    let Some(block) = blocks.next() else { break };
                     let block = block?;
                     if outcome.batches > 0 && outcome.bytes >= max_bytes {
                         return Ok(true);
                     }
                     let wanted = (max_bytes - outcome.bytes.min(max_bytes)) as u64;
-                    let scan = scan.get_or_insert_with(|| {
-                        // What is left of the partition in this file, as nearly as the table says.
-                        let end = block.position.saturating_add(wanted.min(extent.bytes));
-                        reader.scan(block.position, end)
-                    });
-                    let bytes = scan.block(&block)?;
+                    let bytes = match check {
+                        Check::Always => {
+                            let scan: &mut Scan<'_> = scan.get_or_insert_with(|| {
+                                // What is left of the partition in this file, as nearly as the table says.
+                                let end = wanted.min(extent.bytes).saturating_add(block.position);
+                                reader.scan(block.position, end)
+                            });
+                            scan.block(&block)?
+                        }
+                        Check::Once => {
+                            if block.position + AHEAD / 2 > asked {
+                                asked = reader.will_need(&block, asked, wanted.min(AHEAD));
+                            }
+                            reader.block_once(number, &block)?
+                        }
+                    };
                     let (skip, len, batches, next) = cut(
                         bytes,
                         outcome.next_offset,
@@ -582,7 +637,8 @@ impl Store {
                         outcome.batches == 0,
                     );
                     if batches > 0 {
-                        take(&bytes[skip..skip + len]);
+                        let start = block.position as usize + skip;
+                        take(&extent.file, &reader, start, &bytes[skip..skip + len]);
                         outcome.bytes += len;
                         outcome.batches += batches;
                         outcome.next_offset = next;

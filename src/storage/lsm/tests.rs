@@ -4,6 +4,8 @@
 
 mod keys;
 
+mod pieces;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
@@ -26,8 +28,8 @@ use super::{StoreError, StoreMemory};
 use crate::memory::budget::{Part, Share};
 use crate::storage::wal::segment::{list_segments, shard_dir};
 use crate::storage::wal::{LogId, Replay};
-use crate::storage::{LogReader, PartitionKey, WalConfig, WalShared, WalWriter};
-use crate::wire::record_batch::{BatchWriter, Record, Records, parse_header};
+use crate::storage::{LogReader, PartitionKey, Pieces, WalConfig, WalShared, WalWriter};
+use crate::wire::record_batch::{self, BatchWriter, Record, Records, parse_header};
 
 const STORE: u128 = 42;
 const COMMIT: usize = 64 << 10;
@@ -500,7 +502,45 @@ fn value(size: usize, n: usize) -> Vec<u8> {
     (0..size).map(|i| (i % 11 + n) as u8).collect()
 }
 
-fn apply(shard: &mut Shard, op: Op, held: &mut Option<Arc<View>>) {
+/// What somebody reads for long: files, and answers with what they held when they were read.
+#[derive(Default)]
+struct Held {
+    view: Option<Arc<View>>,
+    answers: Vec<(Pieces, Vec<u8>)>,
+}
+
+impl Held {
+    fn take(&mut self, shard: &Shard) {
+        self.view = Some(shard.open.as_ref().unwrap().store.view());
+        for &key in shard.model.keys().chain(shard.keyed.keys()) {
+            let mut reader = shard.reader();
+            let (mut from, end) = reader.bounds(key).unwrap();
+            while from < end {
+                let mut pieces = Pieces::default();
+                let read = reader
+                    .read_pieces(key, from, 64 << 10, &mut pieces)
+                    .unwrap();
+                let mut bytes = Vec::new();
+                pieces.copy_to(&mut bytes);
+                self.answers.push((pieces, bytes));
+                if read.next_offset == from {
+                    break;
+                }
+                from = read.next_offset;
+            }
+        }
+    }
+
+    /// Lets go, when the answers are what they were.
+    fn end(&mut self) {
+        self.view = None;
+        for (pieces, bytes) in self.answers.drain(..) {
+            assert_eq!(pieces.into_list().concat(), bytes);
+        }
+    }
+}
+
+fn apply(shard: &mut Shard, op: Op, held: &mut Held) {
     match op {
         Op::Append(partition, records, size) => shard.append(key(partition), records, size),
         Op::Keyed(partition, keys, size) => {
@@ -531,16 +571,19 @@ fn apply(shard: &mut Shard, op: Op, held: &mut Option<Arc<View>>) {
         Op::Merge => drop(shard.merge()),
         Op::Check => shard.check(),
         Op::Restart(clean) => {
-            *held = None;
+            held.end();
             shard.restart(clean);
         }
         Op::Crash(steps, merge_first) => {
-            *held = None;
+            held.end();
             shard.crash(steps, merge_first);
             shard.check();
         }
         Op::Later(minutes) => shard.ahead += minutes * 60_000,
-        Op::Hold => *held = Some(shard.open.as_ref().unwrap().store.view()),
+        Op::Hold => {
+            held.end();
+            held.take(shard);
+        }
         Op::Flip => {
             shard.compaction = match shard.compaction {
                 Some(_) => None,
@@ -550,16 +593,16 @@ fn apply(shard: &mut Shard, op: Op, held: &mut Option<Arc<View>>) {
                     ..Compaction::default()
                 }),
             };
-            *held = None;
+            held.end();
             shard.restart(true);
         }
         Op::Index => {
             shard.indexed = !shard.indexed;
-            *held = None;
+            held.end();
             shard.restart(true);
         }
     }
-    for file in held.iter().flat_map(|view| &view.files) {
+    for file in held.view.iter().flat_map(|view| &view.files) {
         assert!(file.path().exists(), "a file that somebody reads is gone");
     }
 }
@@ -576,7 +619,7 @@ proptest! {
         shard.compaction = compaction;
         shard.indexed = indexed;
         shard.restart(true);
-        let mut held = None;
+        let mut held = Held::default();
         for op in ops {
             apply(&mut shard, op, &mut held);
         }
@@ -584,7 +627,7 @@ proptest! {
         shard.maintain();
         while shard.merge() {}
         shard.check();
-        drop(held);
+        held.end();
         // Nothing lies about that the store does not name.
         let view = shard.open.as_ref().unwrap().store.view();
         let named: Vec<_> = view.files.iter().map(|file| file.meta.number).collect();

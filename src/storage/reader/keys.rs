@@ -12,6 +12,7 @@ use crate::storage::keylog::scan;
 use crate::storage::lsm::codec;
 use crate::storage::lsm::keys::kept;
 use crate::storage::lsm::keys::range::{KeyBounds, Page, each_key};
+use crate::storage::pieces::Pieces;
 use crate::wire::record_batch::{self, Record, Records};
 
 /// A record by itself.
@@ -263,14 +264,15 @@ impl LogReader {
                 None => Ok(None),
             };
         }
-        let (mut bytes, mut scratch) = (Vec::new(), Vec::new());
+        let (mut pieces, mut bytes, mut scratch) = (Pieces::default(), Vec::new(), Vec::new());
         let mut outcome = super::Outcome {
             bytes: 0,
             batches: 0,
             next_offset: offset,
             end,
         };
-        self.read_log(key, 1, &mut outcome, &mut bytes)?;
+        self.read_log(key, 1, &mut outcome, &mut pieces)?;
+        pieces.copy_to(&mut bytes);
         let plain = match record_batch::parse_header(&bytes) {
             Ok(_) => codec::plain(&bytes, &mut scratch).ok(),
             Err(_) => None,

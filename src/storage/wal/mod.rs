@@ -14,6 +14,7 @@ pub mod recovery;
 pub mod segment;
 pub mod shared;
 pub mod staging;
+pub(crate) mod window;
 pub mod writer;
 
 #[cfg(all(test, not(loom)))]

@@ -15,6 +15,7 @@ use super::frame::{FrameHeader, LogId};
 use super::pin::SlotPin;
 use super::segment::segment_path;
 use super::staging::Staging;
+use super::window::Windows;
 use super::writer::FrameSeq;
 use crate::memory::budget::Share;
 use crate::memory::spsc;
@@ -60,6 +61,7 @@ pub struct WalShared {
     pinned: AtomicUsize,
     index: LogIndex,
     keys: Arc<KeyLog>,
+    windows: Arc<Windows>,
     /// Files of segments that nobody needs any more, to be used again.
     recycled: ArrayQueue<PathBuf>,
     /// Held for reading by whoever copies segments, for writing while one is given away.
@@ -90,6 +92,7 @@ impl WalShared {
             pins: (0..staging.slots()).map(|_| SlotPin::new()).collect(),
             index: LogIndex::live(&dir, flushed_lsn, notes, index),
             keys: Arc::default(),
+            windows: Windows::new(&dir, id),
             dir,
             durable: Line(AtomicU64::new(durable)),
             durable_lsn: AtomicU64::new(durable_lsn),
@@ -170,11 +173,16 @@ impl WalShared {
         &self.keys
     }
 
+    pub(crate) fn windows(&self) -> &Arc<Windows> {
+        &self.windows
+    }
+
     /// The segment at `base` is in the store's files: its own becomes a later segment or goes. Not before
     /// the index has let go of it and recovery no longer begins in it. Waits while segments are held.
     pub(crate) fn recycle(&self, base: u64) -> io::Result<()> {
         let _alone = self.hold.write().unwrap_or_else(PoisonError::into_inner);
         let path = segment_path(&self.dir, base);
+        self.windows.forget(base);
         // Recovery removes what has this extension.
         let spare = path.with_extension("spare.tmp");
         fs::rename(&path, &spare)?;

@@ -1,5 +1,7 @@
 //! Tests of writer, recovery and readers on real files.
 
+mod window;
+
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;

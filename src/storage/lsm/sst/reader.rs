@@ -1,14 +1,17 @@
 //! Reads an SST where it is mapped.
 //!
 //! Invariants: nothing is handed out before its checksum was compared, a page's on the first visit since the file was
-//! mapped (on every one it would be half the cost of finding a message in memory), a block's on every read; no number in the file is trusted beyond that, so that a crafted file ends in an error. What is
-//! handed out are slices of the mapping: nothing is copied.
+//! mapped (on every one it would be half the cost of finding a message in memory), a block's on every read, but for
+//! consumers, who compare the batches' own CRCs, on the first ([`SstReader::block_once`]); no number in the file is
+//! trusted beyond that, so that a crafted file ends in an error. What is handed out are slices of the mapping: nothing is
+//! copied.
 //!
 //! A mapped file must not be cut short while it is used: the process would get SIGBUS, as it would where the disk
 //! fails to read a page. Files of the store are never written to again once they have their name.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::{Advice, Mmap};
@@ -44,6 +47,10 @@ pub struct SstReader {
     checked: Box<[AtomicU64]>,
     /// As `checked`, of the key index.
     checked_keys: Box<[AtomicU64]>,
+    /// The same for each block, where consumers read from it.
+    checked_blocks: OnceLock<Box<[AtomicU64]>>,
+    /// The file, where it is sent from; `None`: it could not be opened.
+    file: OnceLock<Option<File>>,
 }
 
 impl SstReader {
@@ -88,18 +95,20 @@ impl SstReader {
         let footer =
             Footer::decode(all).map_err(|what| damaged(all.len().saturating_sub(FOOTER), what))?;
         let pages = u64::from(footer.index_pages) + u64::from(footer.table_pages);
-        let bits = |pages: u64| (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         Ok(SstReader {
             path: path.to_owned(),
             checked: bits(pages),
             checked_keys: bits(footer.key_bytes / PAGE as u64),
+            checked_blocks: OnceLock::new(),
+            file: OnceLock::new(),
             bytes,
             info,
             footer,
         })
     }
 
-    fn bytes(&self) -> &[u8] {
+    /// All bytes of the file.
+    pub fn bytes(&self) -> &[u8] {
         match &self.bytes {
             Bytes::Mapped(map) => map,
             Bytes::Owned(vec) => vec,
@@ -119,6 +128,16 @@ impl SstReader {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file, open for reading, for as long as it has its name when this is called first; `None`: it is not in a file,
+    /// or cannot be opened.
+    pub fn file(&self) -> Option<&File> {
+        let open = || match &self.bytes {
+            Bytes::Mapped(_) => File::open(&self.path).ok(),
+            Bytes::Owned(_) => None,
+        };
+        self.file.get_or_init(open).as_ref()
     }
 
     fn damaged(&self, position: u64, what: &'static str) -> SstError {
@@ -332,6 +351,34 @@ impl SstReader {
 
     /// The batches of a block, checked against its CRC. Cost: some 2 µs for 64 KiB in memory.
     pub fn block(&self, block: &Block) -> Result<&[u8], SstError> {
+        self.block_checked(block, |bytes| check_block(bytes, block, &self.path))
+    }
+
+    /// As [`SstReader::block`] of block `number` of the index, whose CRC is compared on the first such call since the
+    /// file was mapped: for batches whose own CRC their readers compare.
+    pub fn block_once(&self, number: u64, block: &Block) -> Result<&[u8], SstError> {
+        let checked = self
+            .checked_blocks
+            .get_or_init(|| bits(self.footer.blocks))
+            .get((number / 64) as usize);
+        let bit = 1 << (number % 64);
+        self.block_checked(block, |bytes| {
+            if checked.is_some_and(|word| word.load(Ordering::Relaxed) & bit != 0) {
+                return Ok(());
+            }
+            check_block(bytes, block, &self.path)?;
+            if let Some(word) = checked {
+                word.fetch_or(bit, Ordering::Relaxed);
+            }
+            Ok(())
+        })
+    }
+
+    fn block_checked(
+        &self,
+        block: &Block,
+        check: impl FnOnce(&[u8]) -> Result<(), SstError>,
+    ) -> Result<&[u8], SstError> {
         let end = block.position.checked_add(u64::from(block.len));
         if block.position < HEADER as u64 || end.is_none_or(|end| end > self.footer.data_end) {
             return Err(SstError::Block {
@@ -342,7 +389,7 @@ impl SstReader {
         }
         let at = block.position as usize;
         let bytes = &self.bytes()[at..at + block.len as usize];
-        check_block(bytes, block, &self.path)?;
+        check(bytes)?;
         Ok(bytes)
     }
 
@@ -414,6 +461,11 @@ pub(super) fn check_block(bytes: &[u8], block: &Block, path: &Path) -> Result<()
     })
 }
 
+/// So many bits, all 0.
+fn bits(count: u64) -> Box<[AtomicU64]> {
+    (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect()
+}
+
 /// How many entries of a page have `place` or an earlier one.
 fn behind(page: &[u8], size: usize, place: (PartitionKey, i64)) -> usize {
     let (mut from, mut to) = (0, page.len() / size);
@@ -440,6 +492,11 @@ pub struct Blocks<'a> {
 }
 
 impl<'a> Blocks<'a> {
+    /// The number in the index of the next block.
+    pub fn number(&self) -> u64 {
+        self.next
+    }
+
     fn block(&mut self, number: u64) -> Result<Block, SstError> {
         let page = number / LEAF_ENTRIES as u64;
         let leaf = match self.leaf {

@@ -29,8 +29,8 @@ const CHUNK: usize = 512 << 10;
 const SLOTS: usize = 8;
 /// A stretch below this is not worth the setting up (about half a millisecond).
 const WORTH: u64 = 8 << 20;
-/// From the mapping: so many bytes are asked for at a time, the next ones when half of them are left.
-const AHEAD: u64 = 16 << 20;
+/// From a mapping: so many bytes are asked for at a time, the next ones when half of them are left.
+pub(in crate::storage::lsm) const AHEAD: u64 = 16 << 20;
 /// Pages of a chunk.
 const PAGES: usize = CHUNK / format::PAGE;
 /// A chunk is taken from the page cache where at least so many of its pages are there.
