@@ -14,7 +14,8 @@ use crate::shard::link::LINK_BATCHES;
 use crate::shard::{
     ACK_SLOTS, Ack, BatchBuffer, DEFAULT_PENDING_ACKS, INBOUND_SLOTS, Inbound, dedupe,
 };
-use crate::storage::index;
+use crate::storage::wal::window;
+use crate::storage::{index, keylog};
 
 /// Bytes of a partition: its counters, its place in the shard, and the topics' tables.
 pub const PARTITION: u64 = 1280;
@@ -56,8 +57,12 @@ const CONNECTIONS_MIN: u64 = 64;
 const INDEX: (u64, u64) = (1 << 20, 192 << 20);
 /// Bytes of the index that a partition takes at least: its range in each segment that is not flushed.
 const INDEX_PARTITION: u64 = 512;
-/// Key indexes of a server that has some.
+/// Keys of a shard's log, where a topic has an index of them; more is not used.
 const KEYS_MIN: u64 = 16 << 20;
+/// See [`KEYS_MIN`].
+const KEYS_MAX: u64 = (keylog::ACTIVE_BYTES + keylog::RUNS_BYTES) as u64;
+/// Windows of a shard's log.
+const WINDOWS: (u64, u64) = (window::LEAST as u64, window::MOST as u64);
 /// Heap that the allocator holds back, and all that has no account of its own.
 const REST_MAX: u64 = 1 << 30;
 /// Without a budget in the configuration: one part in so many of the machine's memory. The rest is the page cache's, in
@@ -83,6 +88,7 @@ pub(super) struct RawMemory {
     dedupe: Option<Spanned<ByteSize>>,
     offset_index: Option<Spanned<ByteSize>>,
     key_index: Option<Spanned<ByteSize>>,
+    log_windows: Option<Spanned<ByteSize>>,
     block_cache: Option<Spanned<ByteSize>>,
     kafka_requests: Option<Spanned<ByteSize>>,
     kafka_answers: Option<Spanned<ByteSize>>,
@@ -98,6 +104,7 @@ impl RawMemory {
             Part::Dedupe => self.dedupe.as_ref(),
             Part::OffsetIndex => self.offset_index.as_ref(),
             Part::KeyIndex => self.key_index.as_ref(),
+            Part::LogWindows => self.log_windows.as_ref(),
             Part::BlockCache => self.block_cache.as_ref(),
             Part::Requests => self.kafka_requests.as_ref(),
             Part::Answers => self.kafka_answers.as_ref(),
@@ -204,7 +211,8 @@ fn wants(part: Part, config: &Config, minimum: u64) -> (u64, u64) {
         Part::Dedupe => (4, shards * dedupe::bytes(producers(config, PRODUCERS_MAX))),
         Part::OffsetIndex => (8, minimum.max(shards * INDEX.1)),
         // The index of a topic that a client makes: it has no other minimum.
-        Part::KeyIndex => (6, 1 << 40),
+        Part::KeyIndex => (6, minimum.max(shards * KEYS_MAX)),
+        Part::LogWindows => (6, shards * WINDOWS.1),
         Part::BlockCache => (25, u64::MAX),
         Part::Requests => (12, threads * REQUESTS_MAX),
         Part::Answers => (14, threads * ANSWERS.1),
@@ -273,6 +281,7 @@ fn minima(config: &Config, facts: &Facts) -> [u64; Part::ALL.len()] {
             true => shards * KEYS_MIN,
             false => 0,
         },
+        Part::LogWindows => shards * WINDOWS.0,
         Part::BlockCache => shards * CACHE_MIN,
         Part::Requests => kafka.map_or(0, |k| threads * REQUESTS_MIN * k.max_request),
         Part::Answers => threads * ANSWERS.0,

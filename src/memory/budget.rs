@@ -26,8 +26,10 @@ pub enum Part {
     Dedupe,
     /// Where batches lie in the log.
     OffsetIndex,
-    /// Memtables and filters of topics with a key index.
+    /// Keys of the log that is not in SSTs, of topics with a key index.
     KeyIndex,
+    /// Stretches of the log that readers share.
+    LogWindows,
     /// Decompressed blocks of SSTs.
     BlockCache,
     /// Kafka requests that have not arrived whole, and batches on their way to shards.
@@ -46,7 +48,7 @@ pub enum Part {
 
 impl Part {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Part; 14] = [
+    pub const ALL: [Part; 15] = [
         Part::Mempools,
         Part::Staging,
         Part::Rings,
@@ -54,6 +56,7 @@ impl Part {
         Part::Dedupe,
         Part::OffsetIndex,
         Part::KeyIndex,
+        Part::LogWindows,
         Part::BlockCache,
         Part::Requests,
         Part::Answers,
@@ -73,6 +76,7 @@ impl Part {
             Part::Dedupe => "dedupe",
             Part::OffsetIndex => "offset_index",
             Part::KeyIndex => "key_index",
+            Part::LogWindows => "log_windows",
             Part::BlockCache => "block_cache",
             Part::Requests => "kafka_requests",
             Part::Answers => "kafka_answers",
@@ -90,7 +94,8 @@ impl Part {
             Part::Partitions => "no more partitions are made",
             Part::Dedupe => "the producer not seen for longest is forgotten",
             Part::OffsetIndex => "the index becomes coarser",
-            Part::KeyIndex => "memtables are flushed",
+            Part::KeyIndex => "older parts of the log are read at each search",
+            Part::LogWindows => "readers copy from them",
             Part::BlockCache => "blocks not read for long go",
             Part::Requests => "requests stay unread",
             Part::Answers => "fetches wait, whoever takes no answers is closed",

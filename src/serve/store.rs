@@ -122,6 +122,8 @@ pub(super) fn open(config: &Config, mempools: u64) -> Result<OpenStore, Error> {
             linger: config.storage.linger,
             flushed_lsn: files.view().flushed_lsn,
             index: memory.account(Part::OffsetIndex).share(count),
+            keys: memory.account(Part::KeyIndex).share(count),
+            windows: memory.account(Part::LogWindows).share(count),
             ..WalConfig::new(&config.storage.path, catalog.store_id())
         };
         let (wal, view, report) = WalWriter::open(&wal_config, shard as u16, &mut recovered)?;

@@ -5,7 +5,7 @@
 //! that has let go, because a flush committed, goes here, too. Topics that nobody wants take nothing here, and where no
 //! topic is wanted nothing is read.
 //!
-//! Memory: at most [`ACTIVE_BYTES`] in a sorted map, then compact runs in the format of an SST's key index, of at most
+//! Memory, within the shard's share of the budget: at most [`ACTIVE_BYTES`] in a sorted map, then compact runs in the format of an SST's key index, of at most
 //! [`RUNS_BYTES`] in all; beyond that the oldest runs go, and their part of the log is read at each search, until
 //! it has been flushed. Invariant: every record with a key of a topic that is wanted, between the oldest segment's
 //! start and `next`, is in the map, in a run, or in the stretch of a run that went.
@@ -21,6 +21,7 @@ use super::lsm::keys::collect::KEY_OVERHEAD;
 use super::lsm::keys::range::{Page, each_key};
 use super::lsm::keys::{KeysReader, KeysWriter, kept};
 use super::wal::frame::{Entries, EntryKind};
+use crate::memory::budget::{Charge, Share};
 use crate::wire::record_batch;
 
 /// Memory of the sorted map.
@@ -61,6 +62,8 @@ struct State {
     active_from: u64,
     run_bytes: usize,
     limits: Option<(usize, usize)>,
+    /// What is in memory; `None`: nobody counts it.
+    charge: Option<Charge>,
     scratch: Vec<u8>,
 }
 
@@ -147,7 +150,19 @@ impl State {
             if self.run_bytes <= most {
                 break;
             }
-            self.run_bytes -= run.section.take().map_or(0, |section| section.len());
+            if let Some(section) = run.section.take() {
+                self.run_bytes -= section.len();
+                if let Some(charge) = &self.charge {
+                    charge.account().refuse();
+                }
+            }
+        }
+    }
+
+    /// Tells the account what is held.
+    fn settle(&mut self) {
+        if let Some(charge) = &mut self.charge {
+            charge.set((self.active_bytes + self.run_bytes) as u64);
         }
     }
 
@@ -200,6 +215,7 @@ impl State {
         if self.active_bytes > self.limits().0 {
             self.freeze();
         }
+        self.settle();
         Ok(true)
     }
 
@@ -217,6 +233,7 @@ impl State {
                 self.active_bytes = 0;
             }
         }
+        self.settle();
     }
 
     /// The stretches and runs of the log, the newest first.
@@ -227,6 +244,21 @@ impl State {
 }
 
 impl KeyLog {
+    /// With as much memory as the share has, and the module's limits allow.
+    pub(crate) fn within(share: &Share) -> KeyLog {
+        let bytes = usize::try_from(share.bytes()).unwrap_or(usize::MAX);
+        let active = (bytes / 8).min(ACTIVE_BYTES);
+        let state = State {
+            limits: Some((active, (bytes - active).min(RUNS_BYTES))),
+            charge: Some(share.charge()),
+            ..State::default()
+        };
+        KeyLog {
+            state: Mutex::new(state),
+            wanted: AtomicBool::new(false),
+        }
+    }
+
     /// With other limits than the server's.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn limit(&self, active: usize, runs: usize) {

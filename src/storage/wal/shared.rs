@@ -86,13 +86,15 @@ impl WalShared {
         flushed_lsn: u64,
         notes: spsc::Consumer<Note>,
         index: &Share,
+        keys: &Share,
+        windows: &Share,
     ) -> WalShared {
         WalShared {
             id,
             pins: (0..staging.slots()).map(|_| SlotPin::new()).collect(),
             index: LogIndex::live(&dir, flushed_lsn, notes, index),
-            keys: Arc::default(),
-            windows: Windows::new(&dir, id),
+            keys: Arc::new(KeyLog::within(keys)),
+            windows: Windows::new(&dir, id, windows),
             dir,
             durable: Line(AtomicU64::new(durable)),
             durable_lsn: AtomicU64::new(durable_lsn),

@@ -9,8 +9,8 @@
 //! were read; a frame is handed out only after its place was compared, and its CRC, once a window. A segment that was
 //! given to a later place of the log while it was read shows other frames, and so gives an error.
 //!
-//! Memory: at most [`CACHED`] windows are kept for later readers, for [`KEPT`]; answers on their way hold
-//! [`SHARED`] in all at most, beyond which readers copy ([`Windows::may_share`]).
+//! Memory: when windows, answers' on their way included, fill the shard's share of the budget, readers copy from them
+//! instead of holding them ([`Windows::may_share`]); half of it at most is kept for later readers, for [`KEPT`].
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -25,15 +25,16 @@ use std::time::{Duration, Instant};
 use super::aligned::AlignedBuf;
 use super::frame::{FRAME_ALIGN, FRAME_HEADER, FrameError, FrameHeader, LogId};
 use super::segment::{SEGMENT_HEADER, SegmentHeader, segment_path};
+use crate::memory::budget::{Charge, Share};
 use crate::storage::frames::{FetchError, check_header};
 
 /// Bytes of a window, or of its first frame where that is larger: a request that disks serve at full bandwidth. Tests'
 /// segments are small, and are to have several.
 const WINDOW: usize = if cfg!(test) { 32 << 10 } else { 1 << 20 };
-/// Windows kept: what a fetch of several partitions walks over again for each of them.
-const CACHED: usize = 32;
-/// Windows that there may be, answers' included, before readers copy instead of holding them.
-const SHARED: usize = 64;
+/// Memory that makes no reader faster when there is more of it; and what a few readers need.
+pub const MOST: usize = 64 << 20;
+/// See [`MOST`].
+pub const LEAST: usize = 8 << 20;
 /// Windows read ahead of one that is read in sequence: enough to keep a disk busy while the one at hand is sent.
 const AHEAD: usize = 4;
 /// Open segments: readers are mostly in the same one or two.
@@ -45,11 +46,17 @@ const KEPT: Duration = Duration::from_secs(10);
 /// Requests to read ahead that wait; more are forgotten.
 const ASKED: usize = 16;
 
-/// Buffers of [`WINDOW`] bytes, and how many windows there are.
-#[derive(Default)]
+/// Buffers of [`WINDOW`] bytes, how many windows there are, and how many there may be before readers copy.
 struct Pool {
-    spare: Mutex<Vec<AlignedBuf>>,
+    spare: Mutex<Spare>,
     alive: AtomicUsize,
+    most: usize,
+}
+
+/// Buffers to be used again, and the account of all there are.
+struct Spare {
+    buffers: Vec<AlignedBuf>,
+    charge: Charge,
 }
 
 /// A stretch of a segment.
@@ -123,12 +130,13 @@ impl Window {
 impl Drop for Window {
     fn drop(&mut self) {
         self.pool.alive.fetch_sub(1, Ordering::Relaxed);
-        if let Some(buffer) = self.buffer.take()
-            && buffer.len() == WINDOW
-        {
+        if let Some(buffer) = self.buffer.take() {
             let mut spare = lock(&self.pool.spare);
-            if spare.len() < SPARE {
-                spare.push(buffer);
+            if buffer.len() == WINDOW && spare.buffers.len() < SPARE {
+                spare.buffers.push(buffer);
+            } else {
+                let left = spare.charge.bytes() - buffer.len() as u64;
+                spare.charge.set(left);
             }
         }
     }
@@ -170,12 +178,12 @@ impl State {
         })
     }
 
-    fn keep(&mut self, window: &Arc<Window>) {
+    fn keep(&mut self, window: &Arc<Window>, most: usize) {
         self.cached
             .retain(|cached| cached.window.strong_count() > 0);
         let kept = self.cached.iter().filter(|c| c.kept.is_some()).count();
         let oldest = self.cached.iter_mut().filter(|c| c.kept.is_some());
-        if kept >= CACHED
+        if kept >= most
             && let Some(oldest) = oldest.min_by_key(|cached| cached.used)
         {
             oldest.kept = None;
@@ -222,20 +230,28 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Windows {
-    pub(crate) fn new(dir: &Path, id: LogId) -> Arc<Windows> {
+    pub(crate) fn new(dir: &Path, id: LogId, share: &Share) -> Arc<Windows> {
+        let bytes = usize::try_from(share.bytes()).unwrap_or(usize::MAX);
         Arc::new(Windows {
             dir: dir.to_owned(),
             id,
             state: Mutex::default(),
             loaded: Condvar::new(),
-            pool: Arc::default(),
+            pool: Arc::new(Pool {
+                spare: Mutex::new(Spare {
+                    buffers: Vec::new(),
+                    charge: share.charge(),
+                }),
+                alive: AtomicUsize::new(0),
+                most: bytes.clamp(LEAST, MOST) / (1 << 20),
+            }),
             ahead: OnceLock::new(),
         })
     }
 
     /// Whether a reader may hold windows for longer than it takes to copy from them.
     pub(crate) fn may_share(&self) -> bool {
-        self.pool.alive.load(Ordering::Relaxed) <= SHARED
+        self.pool.alive.load(Ordering::Relaxed) <= self.pool.most
     }
 
     /// Lets go of a segment that is about to become another one.
@@ -321,7 +337,7 @@ impl Windows {
         }
         if let Ok(window) = &loaded {
             window.read.store(reads, Ordering::Relaxed);
-            state.keep(window);
+            state.keep(window, self.pool.most / 2);
         }
         drop(state);
         self.loaded.notify_all();
@@ -340,10 +356,16 @@ impl Windows {
         need: usize,
     ) -> Result<Arc<Window>, FetchError> {
         let spare = match len <= WINDOW {
-            true => lock(&self.pool.spare).pop(),
+            true => lock(&self.pool.spare).buffers.pop(),
             false => None,
         };
-        let buffer = spare.unwrap_or_else(|| AlignedBuf::zeroed(len.max(WINDOW)));
+        let buffer = spare.unwrap_or_else(|| {
+            let buffer = AlignedBuf::zeroed(len.max(WINDOW));
+            let mut spare = lock(&self.pool.spare);
+            let held = spare.charge.bytes() + buffer.len() as u64;
+            spare.charge.set(held);
+            buffer
+        });
         self.pool.alive.fetch_add(1, Ordering::Relaxed);
         let mut window = Window {
             base: segment.header.base,
@@ -439,7 +461,10 @@ impl Windows {
         }
         drop(state);
         if !any {
-            lock(&self.pool.spare).clear();
+            let mut spare = lock(&self.pool.spare);
+            let bytes: usize = spare.buffers.drain(..).map(|buffer| buffer.len()).sum();
+            let left = spare.charge.bytes() - bytes as u64;
+            spare.charge.set(left);
         }
         any
     }

@@ -33,14 +33,18 @@ use super::segment::{
 };
 use super::shared::{WalShared, WalState};
 use super::staging::{Sealed, Staging};
+use super::window;
 use crate::memory::budget::{Part, Share};
 use crate::memory::spsc;
 use crate::storage::PartitionKey;
 use crate::storage::catalog::lock_file;
 use crate::storage::frames::{FetchError, FrameReader};
 use crate::storage::index::{BatchesNote, DEFAULT_BYTES, FrameNote, NOTES, Note};
+use crate::storage::keylog;
 use crate::wire::record_batch;
 
+/// Memory of a log's keys where no budget is shared out.
+const KEYS: u64 = (keylog::ACTIVE_BYTES + keylog::RUNS_BYTES) as u64;
 /// More commits in flight only add latency (measured: 64 KiB at depth 16 doubles p50 over depth 4).
 pub const MAX_IN_FLIGHT: usize = 64;
 /// A frame must hold a datagram's batch, and a commit below this wastes the disk.
@@ -106,6 +110,10 @@ pub struct WalConfig {
     pub flushed_lsn: u64,
     /// What the index of the log may take of memory.
     pub index: Share,
+    /// And the keys of what is in the log, of topics with a key index.
+    pub keys: Share,
+    /// And the stretches of it that readers share.
+    pub windows: Share,
     /// Open a log that has lost a durable part, without what lies behind the damage. What is cut is
     /// kept under another name.
     pub accept_damage: bool,
@@ -126,6 +134,8 @@ impl WalConfig {
             linger: DEFAULT_LINGER,
             flushed_lsn: 0,
             index: Share::alone(Part::OffsetIndex, DEFAULT_BYTES),
+            keys: Share::alone(Part::KeyIndex, KEYS),
+            windows: Share::alone(Part::LogWindows, window::MOST as u64),
             accept_damage: false,
         }
     }
@@ -345,6 +355,8 @@ impl WalWriter {
             config.flushed_lsn,
             index_notes,
             &config.index,
+            &config.keys,
+            &config.windows,
         ));
         let preparer = Preparer::start(
             Arc::clone(&shared),

@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::super::frame::FrameError;
-use super::super::window::{AtHand, Windows};
+use super::super::window::{AtHand, MOST, Windows};
 use super::*;
 use crate::storage::Pieces;
 use crate::storage::frames::{Cursor, FetchError};
@@ -60,7 +60,8 @@ fn windows_show_every_frame_wherever_it_lies() {
     }
     // Nothing behind what is durable.
     let (base, lsn) = *places.last().unwrap();
-    let fresh = Windows::new(&place.shard(), ID);
+    let share = Share::alone(Part::LogWindows, MOST as u64);
+    let fresh = Windows::new(&place.shard(), ID, &share);
     let behind = fresh.frame(base, lsn, lsn, &mut AtHand::default());
     assert!(matches!(
         behind,
