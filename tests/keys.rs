@@ -93,7 +93,8 @@ impl Store {
             let lines = success(&read(&["--key", key, "--format", "json"], from));
             self.check_lines(&lines, |k| k == key);
         }
-        let ranges: [(&[&str], &dyn Fn(&str) -> bool); 4] = [
+        type Inside<'a> = &'a dyn Fn(&str) -> bool;
+        let ranges: [(&[&str], Inside<'_>); 4] = [
             (&["--key-prefix", ""], &|_| true),
             (&["--key-prefix", "shared-01"], &|k| {
                 k.starts_with("shared-01")

@@ -103,7 +103,7 @@ impl LogReader {
         key: PartitionKey,
         offset: i64,
     ) -> Result<Option<Message>, ReadError> {
-        self.record(key, offset, |record| Message::of(record))
+        self.record(key, offset, Message::of)
     }
 
     /// The newest offset of a record with this key. Cost: see [`crate::storage::lsm::Store::lookup`] and

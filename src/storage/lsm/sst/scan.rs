@@ -8,7 +8,7 @@
 //!
 //! Invariant: a block is handed out after its checksum was compared, wherever it came from.
 //!
-//! Memory: [`SLOTS`] × [`CHUNK`], 4 MiB, while a scan lives that has read around the cache.
+//! Memory: 4 MiB (`SLOTS` × `CHUNK`) while a scan lives that has read around the cache.
 
 use std::fs::{File, OpenOptions};
 use std::io;

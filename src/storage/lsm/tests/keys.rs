@@ -70,7 +70,7 @@ fn keyed() -> Shard {
         let message = |i: u8| {
             (
                 Some((n + i) % 24),
-                (i % 5 > 0).then(|| value(2000, n.into())),
+                (!i.is_multiple_of(5)).then(|| value(2000, n.into())),
             )
         };
         shard.append_keyed(key(1), (0..9).map(message).collect());
