@@ -1,7 +1,10 @@
 //! A read as the control socket and the offline command serve it.
 
 use super::protocol::{Position, ReadAnswer};
-use crate::storage::{LogReader, PartitionKey};
+use crate::storage::{LogReader, PartitionKey, ReadError};
+
+/// Looks for a place that retention removes meanwhile: starts move once a second.
+const ATTEMPTS: u32 = 3;
 
 /// Where a position of `key` is, without a look at its messages. Errors are for people.
 pub fn find(
@@ -37,14 +40,23 @@ pub fn read(
     max_bytes: u32,
     out: &mut Vec<u8>,
 ) -> Result<ReadAnswer, String> {
-    let found = find(reader, key, from)?;
     let before = out.len();
-    let outcome = reader
-        .read(key, found.from, max_bytes as usize, out)
-        .map_err(|error| error.to_string())?;
-    Ok(ReadAnswer {
-        high_watermark: outcome.end,
-        bytes: (out.len() - before) as u32,
-        ..found
-    })
+    let mut left = ATTEMPTS;
+    loop {
+        left -= 1;
+        let found = find(reader, key, from)?;
+        match reader.read(key, found.from, max_bytes as usize, out) {
+            Ok(outcome) => {
+                return Ok(ReadAnswer {
+                    high_watermark: outcome.end,
+                    bytes: (out.len() - before) as u32,
+                    ..found
+                });
+            }
+            // Retention took the place between the two looks; who named no offset means what is there now.
+            Err(ReadError::OutOfRange { .. })
+                if left > 0 && !matches!(from, Position::Offset(_)) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
 }
