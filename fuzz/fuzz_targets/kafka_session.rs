@@ -30,11 +30,12 @@ use taffrail::broker::security::acl::Rules;
 use taffrail::broker::security::quota::Quotas;
 use taffrail::broker::security::sasl::Users;
 use taffrail::broker::security::scram::{Hash, Verifier};
-use taffrail::broker::security::{Proof, Security};
+use taffrail::broker::security::{Loaded, Proof, Security};
 use taffrail::broker::session::{LENGTH_LEN, Limits};
 use taffrail::broker::topics::{Change, OFFSETS_TOPIC, Place, Snapshot, Topic, TopicError, Topics};
 use taffrail::broker::waiting::Progress;
 use taffrail::broker::worker::{Broker, Connection, Listener, ShardLink, Worker};
+use taffrail::memory::budget::Budget;
 use taffrail::memory::wake::Wake;
 use taffrail::shard::link::link;
 use taffrail::shard::{Now, PartitionStats, Recovered, Release, Shard, ShardConfig};
@@ -44,6 +45,8 @@ use taffrail::wire::kafka::groups::*;
 use taffrail::wire::kafka::{Api, Code, Reader, RequestHeader, Writer};
 use taffrail::wire::record_batch::BatchWriter;
 
+/// What each account of memory allows: answers under way and requests stay far below the limit that is asserted.
+const PART: u64 = 16 << 20;
 /// What a run of one input may hold at most beyond what there was before. A fetch takes an eighth of the 256 MiB that
 /// answers may take, and [`CLIENTS`] connections have one each before they are not read on; what has arrived of a
 /// request is in the input as well.
@@ -402,17 +405,19 @@ impl World {
                     },
                 },
             ],
-            security: Security {
+            security: Security::new(Loaded {
                 users: Users::new([("user".to_owned(), vec![verifier])]),
                 rules: Arc::new(Rules::new(&[], &[])),
                 quotas: Quotas::default(),
-            },
+            }),
             auto_create: true,
             default_partitions: 1,
             limits: Limits::default(),
             hub: Hub::new(coordinator, vec![Arc::new(Wake::new().unwrap())]),
             started: Instant::now(),
             counters: Counters::default(),
+            memory: Budget::new(1 << 30, |_| PART),
+            threads: 1,
         });
         let link = ShardLink {
             batches,
@@ -469,7 +474,7 @@ impl World {
         };
         let mut bytes = client.unsent;
         while let Some(answer) = client.state.session().next_answer() {
-            bytes += answer.iter().map(Vec::len).sum::<usize>();
+            bytes += answer.iter().map(|piece| piece.len()).sum::<usize>();
         }
         self.worker.sent(bytes);
         self.worker.closed(client.state.id());
@@ -485,8 +490,8 @@ impl World {
                 self.begin(&mut client);
             }
             while let Some(answer) = client.state.session().next_answer() {
-                client.unsent += answer.iter().map(Vec::len).sum::<usize>();
-                client.out.extend(answer);
+                client.unsent += answer.iter().map(|piece| piece.len()).sum::<usize>();
+                client.out.extend(answer.iter().map(|piece| piece.to_vec()));
             }
             if !client.slow {
                 let bytes = client.take();
@@ -543,8 +548,8 @@ impl World {
             client.blocked = received.blocked;
             let before = client.unsent;
             while let Some(answer) = client.state.session().next_answer() {
-                client.unsent += answer.iter().map(Vec::len).sum::<usize>();
-                client.out.extend(answer);
+                client.unsent += answer.iter().map(|piece| piece.len()).sum::<usize>();
+                client.out.extend(answer.iter().map(|piece| piece.to_vec()));
             }
             // What was answered at once may have been what the next request waited for.
             if !(received.blocked && client.unsent > before && received.consumed > 0) {
@@ -564,13 +569,9 @@ impl World {
                 work += 1;
                 let mut clients = self.clients.iter_mut().flatten();
                 match clients.find(|client| client.state.id() == done.connection) {
-                    Some(client) => {
-                        let session = client.state.session();
-                        session.answer(done.ticket, Some(done.answer));
-                        client.state.mute(done.throttle_ms, self.now);
-                    }
+                    Some(client) => self.worker.finish(&mut client.state, done, self.now),
                     None => {
-                        let bytes = done.answer.iter().map(Vec::len).sum();
+                        let bytes = done.answer.iter().map(|piece| piece.len()).sum();
                         self.worker.sent(bytes);
                     }
                 }

@@ -69,7 +69,9 @@ static DEMUX: LazyLock<Demux> = LazyLock::new(|| {
 /// sender would.
 fn fix_control_checksum(frame: &mut [u8]) {
     match frame {
-        [_, _, _, _, _, _, _, _, _, _, _, _, 8, 0, 0x45, ..] if frame.len() >= 42 && frame[23] < 3 => {
+        [_, _, _, _, _, _, _, _, _, _, _, _, 8, 0, 0x45, ..]
+            if frame.len() >= 42 && frame[23] < 3 =>
+        {
             let len = usize::from(u16::from_be_bytes([frame[16], frame[17]]));
             if let Some(message) = frame.get_mut(34..14 + len).filter(|m| m.len() >= 8) {
                 message[2..4].fill(0);

@@ -93,7 +93,7 @@ fuzz_target!(|data: &[u8]| {
             match reader.block_at(number) {
                 Ok(block) => {
                     let bytes = reader.block(&block);
-                    reader.will_need(&block, 1 << 20);
+                    reader.will_need(&block, 0, 1 << 20);
                     assert!(!sound || bytes.is_ok_and(|b| b.len() == block.len as usize));
                 }
                 Err(_) => assert!(!sound || number >= reader.footer().blocks),

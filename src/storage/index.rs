@@ -450,6 +450,7 @@ impl LogIndex {
     }
 
     /// Bytes of a partition's record batches in segments that end behind `offset`, as far as is indexed.
+    #[cfg(feature = "dpdk")] // the running server asks
     pub(crate) fn bytes_from(&self, key: PartitionKey, offset: i64) -> u64 {
         let state = self.lock();
         let floor = state.floor;
