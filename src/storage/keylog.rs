@@ -157,6 +157,16 @@ impl State {
                 }
             }
         }
+        // What went and lies together is read together.
+        for segment in &mut self.segments {
+            segment.runs.dedup_by(|next, kept| {
+                let gone = next.section.is_none() && kept.section.is_none();
+                if gone {
+                    kept.to = next.to;
+                }
+                gone
+            });
+        }
     }
 
     /// Tells the account what is held.
