@@ -15,6 +15,8 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Bytes asked for at a time: large enough that a round trip to the server costs little.
 const CHUNK: u32 = 1 << 20;
+/// Of files it grows to this while reading goes on: then the disk is read at its own rate.
+const CHUNK_MAX: u32 = 16 << 20;
 
 /// Where batches come from.
 pub(super) enum Source {
@@ -27,6 +29,7 @@ pub(super) struct Files {
     folder: PathBuf,
     catalog: Catalog,
     readers: BTreeMap<u16, LogReader>,
+    chunk: u32,
 }
 
 impl Source {
@@ -37,6 +40,7 @@ impl Source {
                 folder: folder.to_owned(),
                 catalog: Catalog::open_read_only(folder)?,
                 readers: BTreeMap::new(),
+                chunk: CHUNK,
             })),
             None => Source::Server(ControlClient::connect(&server.socket_path()?)?),
         })
@@ -139,7 +143,9 @@ impl Files {
         from: Position,
         out: &mut Vec<u8>,
     ) -> Result<ReadAnswer, Error> {
+        let chunk = self.chunk;
+        self.chunk = (chunk * 2).min(CHUNK_MAX);
         let (reader, key) = self.reader(topic, partition)?;
-        Ok(read(reader, key, from, CHUNK, out)?)
+        Ok(read(reader, key, from, chunk, out)?)
     }
 }

@@ -200,7 +200,15 @@ impl LogReader {
         out: &mut Vec<u8>,
     ) -> Result<Outcome, ReadError> {
         let mut pieces = Pieces::default();
-        let outcome = self.read_pieces(key, from, max_bytes, &mut pieces)?;
+        let outcome = self.read_by(
+            key,
+            from,
+            max_bytes,
+            &mut pieces,
+            |store, outcome, pieces| {
+                store.read_with(key, max_bytes, outcome, |bytes| pieces.push_copy(bytes))
+            },
+        )?;
         pieces.copy_to(out);
         Ok(outcome)
     }
@@ -214,10 +222,24 @@ impl LogReader {
         max_bytes: usize,
         out: &mut Pieces,
     ) -> Result<Outcome, ReadError> {
+        self.read_by(key, from, max_bytes, out, |store, outcome, out| {
+            store.read_pieces(key, max_bytes, outcome, out)
+        })
+    }
+
+    /// Reads; `of_store` is how SSTs are read.
+    fn read_by(
+        &mut self,
+        key: PartitionKey,
+        from: i64,
+        max_bytes: usize,
+        out: &mut Pieces,
+        of_store: impl Fn(&Store, &mut Outcome, &mut Pieces) -> Result<(), StoreError>,
+    ) -> Result<Outcome, ReadError> {
         let len = out.len();
         self.retry(|reader| {
             out.truncate(len);
-            reader.read_once(key, from, max_bytes, out)
+            reader.read_once(key, from, max_bytes, out, &of_store)
         })
     }
 
@@ -227,6 +249,7 @@ impl LogReader {
         from: i64,
         max_bytes: usize,
         out: &mut Pieces,
+        of_store: impl Fn(&Store, &mut Outcome, &mut Pieces) -> Result<(), StoreError>,
     ) -> Result<Outcome, ReadError> {
         self.refresh()?;
         let (log, (start, end)) = self.both_bounds(key);
@@ -247,7 +270,7 @@ impl LogReader {
         if let Some(store) = &self.store
             && !in_log(from)
         {
-            store.read_pieces(key, max_bytes, &mut outcome, out)?;
+            of_store(store, &mut outcome, out)?;
             if outcome.batches > 0 && outcome.bytes >= max_bytes {
                 return Ok(outcome);
             }

@@ -7,7 +7,7 @@
 use super::error::StoreError;
 use super::keys::range::{Page, each_key};
 use super::keys::{KeysReader, kept};
-use super::sst::{SstError, SstReader};
+use super::sst::{Scan, SstError, SstReader};
 use super::store::{Extent, Store, View};
 use crate::storage::PartitionKey;
 use crate::wire::record_batch;
@@ -79,11 +79,14 @@ impl Store {
                     None => Ok(()),
                 };
             }
-            let (mut scratch, mut asked) = (Vec::new(), 0);
+            let (mut scratch, mut scan) = (Vec::new(), None);
             for block in reader.blocks(key, -1)? {
                 let block = block?;
-                asked = reader.will_need(&block, asked, AHEAD);
-                let mut rest = reader.block(&block)?;
+                let scan: &mut Scan<'_> = scan.get_or_insert_with(|| {
+                    let end = block.position.saturating_add(extent.bytes);
+                    reader.scan(block.position, end)
+                });
+                let mut rest = scan.block(&block)?;
                 while let Ok(header) = record_batch::parse_header(rest) {
                     let Some((batch, others)) = rest.split_at_checked(header.total_len()) else {
                         break;
@@ -100,9 +103,6 @@ impl Store {
         })
     }
 }
-
-/// The kernel reads so far ahead where records are read for their keys.
-const AHEAD: u64 = 1 << 20;
 
 enum Index<'a> {
     Keys(&'a SstReader, KeysReader<'a>),

@@ -543,23 +543,10 @@ impl Store {
         self.view().bounds(key)
     }
 
-    /// Appends whole record batches to `out`, from the one that holds `from` on: at most `max_bytes` bytes,
-    /// but at least one batch unless something was appended before (`outcome`). Ends where the store has
-    /// nothing more of the partition.
-    pub fn read(
-        &self,
-        key: PartitionKey,
-        max_bytes: usize,
-        outcome: &mut Outcome,
-        out: &mut Vec<u8>,
-    ) -> Result<(), StoreError> {
-        self.read_with(key, max_bytes, outcome, |bytes| {
-            out.extend_from_slice(bytes)
-        })
-    }
-
-    /// As [`Store::read`], without copying: hands out pieces of the mapped files, each one or more whole batches.
-    /// Where more than a little is asked for, the disk is read ahead of the walk ([`Scan`]).
+    /// Hands out record batches, from the one that holds `outcome.next_offset` on, in pieces of one or more whole ones that
+    /// are not copied: at most `max_bytes` bytes, but at least one batch unless there was something before (`outcome`). Ends
+    /// where the store has nothing more of the partition. Where more than a little is asked for, the disk is read ahead of
+    /// the walk ([`Scan`]).
     pub fn read_with(
         &self,
         key: PartitionKey,
@@ -572,7 +559,7 @@ impl Store {
         })
     }
 
-    /// As [`Store::read`], without copying, for sending. A block's CRC is compared once since its file was mapped.
+    /// As [`Store::read_with`], for sending. A block's CRC is compared once since its file was mapped.
     pub fn read_pieces(
         &self,
         key: PartitionKey,
