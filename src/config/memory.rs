@@ -31,8 +31,8 @@ const AT_REST: u64 = 40 << 20;
 const READER: u64 = 1 << 20;
 /// Threads of a shard beside its lcore: flush, merge, index, segments; and the control socket's reader.
 const SHARD_THREADS: u64 = 5;
-/// What flushing and merging of a shard needs at least: two writers, two compressors, and lists.
-const MAINTENANCE_MIN: u64 = 16 << 20;
+/// What flushing and merging of a shard needs at least: a working set each, and lists.
+const MAINTENANCE_MIN: u64 = 32 << 20;
 /// More than this makes no merge better.
 const MAINTENANCE_MAX: u64 = 256 << 20;
 /// A cache smaller than this does not hold the blocks that a few readers are at.
@@ -433,7 +433,7 @@ mod tests {
         let error = Plan::new(&config, &machine(1)).unwrap_err().to_string();
         for part in [
             "staging 512.0 MiB",
-            "flush_merge 256.0 MiB",
+            "flush_merge 512.0 MiB",
             "kafka_requests 64.0 MiB",
         ] {
             assert!(error.contains(part), "no {part:?} in {error}");

@@ -18,6 +18,7 @@ use super::error::StoreError;
 use super::keys::collect::{Collector, DrainError};
 use super::keys::{KeysError, KeysReader};
 use super::manifest::{FileMeta, NEVER_COMPACTED};
+use super::memory::StoreMemory;
 use super::pace::Pace;
 use super::policy::Policy;
 use super::rebatch::Rebatcher;
@@ -30,8 +31,8 @@ use crate::storage::wal::segment::segment_path;
 use crate::wire::record_batch;
 
 /// Bytes that a flush or a merge works in beside its lists: two files' buffers, the batch that is gathered and compressed,
-/// a compressor and a decompressor.
-pub(super) const WORKING_SET: u64 = 4 << 20;
+/// a compressor and a decompressor, and what a merge reads ahead.
+pub(super) const WORKING_SET: u64 = 8 << 20;
 
 /// What a flush made.
 #[derive(Debug)]
@@ -112,7 +113,7 @@ pub(crate) fn flush(
         let output = &mut outputs[usize::from(wanted.compaction.is_some())];
         let mut keys = wanted
             .indexed
-            .then(|| output.collector(&mut collector, key));
+            .then(|| output.collector(&mut collector, key, memory));
         let mut failed = None;
         let mut time = i64::MIN;
         for entry in own {
@@ -253,10 +254,11 @@ impl Output {
         &self,
         slot: &'a mut Option<Collector>,
         key: PartitionKey,
+        memory: &StoreMemory,
     ) -> &'a mut Collector {
         let collector = slot.get_or_insert_with(|| {
             // Not the writer's own name.
-            Collector::new(scratch_path(&self.path).with_extension("runs.tmp"))
+            Collector::new(scratch_path(&self.path).with_extension("runs.tmp"), memory)
         });
         collector.begin(key);
         collector

@@ -1,12 +1,14 @@
 //! What a shard's store may take of memory.
 
+use super::flush::WORKING_SET;
 use crate::memory::budget::{Budget, Part, Share};
 
 /// Cache of decompressed blocks of a store without a budget.
 const CACHE_BYTES: u64 = 64 << 20;
 /// What flushing and merging of such a store may take.
 const MAINTENANCE_BYTES: u64 = 160 << 20;
-/// Of its share, one part in so many is for each of: the flush's list of batches, the merge's keys (two), files' indexes.
+/// Of its share less two working sets, one part in so many is for each of: the flush's list of batches, or the keys that it or a merge gathers for an
+/// index; compaction's keys (two); files' indexes.
 const QUARTER: u64 = 4;
 /// Bytes of the table of keys, each: an entry of 32 bytes with a byte of control; while it grows, half as much again.
 const KEY: u64 = 50;
@@ -50,21 +52,31 @@ impl StoreMemory {
         }
     }
 
+    /// What a flush and a merge at the same time have for their lists.
+    fn lists(&self) -> u64 {
+        self.maintenance.bytes().saturating_sub(2 * WORKING_SET)
+    }
+
     /// Bytes of the list of a segment's batches, while it is flushed.
     pub(super) fn flush_bytes(&self) -> u64 {
-        self.maintenance.bytes() / QUARTER
+        self.lists() / QUARTER
+    }
+
+    /// Bytes of the keys that are gathered for an index before they go to disk.
+    pub(super) fn run_bytes(&self) -> u64 {
+        self.lists() / QUARTER
     }
 
     /// Keys that compaction has in memory at a time: seven eighths of a power of two, since the table doubles.
     pub(super) fn keys_at_once(&self) -> usize {
-        let room = (self.maintenance.bytes() / 2 / KEY).clamp(1 << 10, 1 << 24);
+        let room = (self.lists() / 2 / KEY).clamp(1 << 10, 1 << 24);
         let places = 1u64 << room.ilog2();
         (places / 8 * 7) as usize
     }
 
     /// Bytes of a merged file whose index stays within the share.
     pub(super) fn merged_max(&self) -> u64 {
-        (self.maintenance.bytes() / QUARTER / 2 / BLOCK * BLOCK_BYTES).max(MERGED_MIN)
+        (self.lists() / QUARTER / 2 / BLOCK * BLOCK_BYTES).max(MERGED_MIN)
     }
 }
 
@@ -83,7 +95,7 @@ mod tests {
             maintenance: Share::alone(Part::Maintenance, bytes),
             ..StoreMemory::default()
         };
-        let small = of(16 << 20);
+        let small = of(32 << 20);
         assert!(keys_bytes(small.keys_at_once()) <= 8 << 20);
         assert_eq!(small.flush_bytes(), 4 << 20);
         assert!(small.merged_max() >= 512 << 20);

@@ -34,6 +34,8 @@ use super::store::{Extent, Store, StoreFile, View, sst_path};
 use crate::storage::PartitionKey;
 use crate::wire::record_batch::{self, BatchHeader};
 
+/// Bytes that a merge is read ahead of, be it beyond the partition's end: the next one's blocks follow.
+const READ_AHEAD: u64 = 4 << 20;
 /// While the log waits to be flushed a merge stops for [`CRAWL`] after so many bytes.
 const CRAWL_BYTES: u64 = 1 << 20;
 /// See [`CRAWL_BYTES`]: some 20 MB/s are left to it, so that it comes to an end.
@@ -349,8 +351,8 @@ impl Source<'_> {
             for block in reader.blocks(part.key, part.start).map_err(damaged)? {
                 let block = block.map_err(damaged)?;
                 let scan = scan.get_or_insert_with(|| {
-                    let end = block.position.saturating_add(extent.bytes);
-                    reader.scan(block.position, end)
+                    let ahead = extent.bytes.max(READ_AHEAD);
+                    reader.scan(block.position, block.position.saturating_add(ahead))
                 });
                 let bytes = scan.block(&block).map_err(damaged)?;
                 time = time.max(block.max_time);
@@ -424,7 +426,7 @@ fn copied_keys(
 ) -> Result<(), Stopped> {
     let output = &mut sink.open.output;
     let path = output.path.clone();
-    let collector = output.collector(keys, part.key);
+    let collector = output.collector(keys, part.key, &source.store.memory);
     let (keyed, others): (Vec<Extent>, Vec<Extent>) = part
         .extents
         .iter()
@@ -483,7 +485,11 @@ fn compacted(
     let path = sink.open.output.path.clone();
     let failed = |error: KeysError| keys_failed(&path, error);
     let mut keys = match part.indexed {
-        true => Some(sink.open.output.collector(keys, part.key)),
+        true => Some(
+            sink.open
+                .output
+                .collector(keys, part.key, &source.store.memory),
+        ),
         false => None,
     };
     let mut cursor = plan.cursor(around);

@@ -2,7 +2,7 @@
 //! are merged.
 //!
 //! Invariants: of each key the newest offset goes into the section, and keys ascend in it. Memory: [`RUN_BYTES`] of
-//! keys; beyond that they go, sorted, into runs, files without a name that are gone with the process.
+//! keys, less where the store's share of the budget is small; beyond that they go, sorted, into runs, files without a name that are gone with the process.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -14,8 +14,10 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 use super::{KeyRange, KeysError, KeysReader, KeysWriter, kept};
+use crate::memory::budget::Charge;
 use crate::storage::PartitionKey;
 use crate::storage::lsm::codec;
+use crate::storage::lsm::memory::StoreMemory;
 use crate::storage::lsm::steps::step;
 use crate::wire::record_batch::{BatchHeader, Records};
 
@@ -39,6 +41,7 @@ pub(crate) fn scratch(path: &Path) -> io::Result<File> {
 pub(crate) struct Collector {
     scratch: PathBuf,
     limit: usize,
+    _memory: Charge,
     partition: PartitionKey,
     keys: HashMap<Box<[u8]>, i64, foldhash::fast::RandomState>,
     bytes: usize,
@@ -48,10 +51,14 @@ pub(crate) struct Collector {
 
 impl Collector {
     /// `scratch`: a free name with the extension `tmp`, for runs.
-    pub(crate) fn new(scratch: PathBuf) -> Collector {
+    pub(crate) fn new(scratch: PathBuf, memory: &StoreMemory) -> Collector {
+        let limit = memory.run_bytes().min(RUN_BYTES as u64);
+        let mut charge = memory.maintenance.charge();
+        charge.set(limit);
         Collector {
             scratch,
-            limit: RUN_BYTES,
+            limit: limit as usize,
+            _memory: charge,
             partition: PartitionKey {
                 topic: 0,
                 partition: 0,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::storage::lsm::memory::StoreMemory;
 
 type Model = BTreeMap<(PartitionKey, Vec<u8>), i64>;
 
@@ -300,7 +301,7 @@ proptest! {
         let of = partition(1, 256);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.tmp");
-        let mut collector = collect::Collector::new(path).sized(4000);
+        let mut collector = collect::Collector::new(path, &StoreMemory::default()).sized(4000);
         collector.begin(of);
         let mut expected: BTreeMap<Vec<u8>, i64> = BTreeMap::new();
         let mut put = |key: &[u8], offset: i64| {
