@@ -28,6 +28,9 @@ producer=tfwf-p-$$ box=tfwf-b-$$
 UNDO+=("ip netns delete $producer" "ip netns delete $box" "rm -rf /var/run/dpdk/tfwf-$$")
 join_by_veth "$producer" "$box"
 
+# The segment that is written and two behind it.
+segments_ready() { (($(find "$disk/data" -name '*.seg' | wc -l) >= 3)); }
+
 # run SEGMENT_SIZE READ: sets p50 and p99 in µs, and files: the SSTs at the end.
 run() {
     rm -rf "$disk/data"
@@ -58,6 +61,8 @@ TOML
     local produce=(ip netns exec "$producer" "$TAFFRAIL" produce orders --server 10.77.0.2:9700 --acks all --rate "$RATE"
         --size "$SIZE" --quiet --format json)
     "${produce[@]}" --count $((COUNT / 5)) >/dev/null # paths, caches, ARP
+    # Zeros of segments to come would be measured as well: at rest they are written at full speed.
+    wait_for 120 segments_ready
     if [[ $2 == read ]]; then
         (while :; do
             "$TAFFRAIL" read orders --count "$READ" --config "$SCRATCH/taffrail.toml" >/dev/null 2>&1
