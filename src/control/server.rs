@@ -4,6 +4,7 @@
 //! [`MAX_CONNECTIONS`] new ones are turned away. No lcore ever waits for any of it.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -151,9 +152,17 @@ fn accept_loop(listener: &UnixListener, shared: &Arc<Shared>) {
     let mut threads: Vec<JoinHandle<()>> = Vec::new();
     while !shared.stop.load(Ordering::Relaxed) {
         threads.retain(|thread| !thread.is_finished());
-        let Ok((stream, _)) = listener.accept() else {
-            std::thread::sleep(TICK);
-            continue;
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                wait_for_client(listener);
+                continue;
+            }
+            // No descriptors left, say: it would fail again at once.
+            Err(_) => {
+                std::thread::sleep(TICK);
+                continue;
+            }
         };
         if shared.connections.load(Ordering::Relaxed) >= MAX_CONNECTIONS {
             let refusal =
@@ -183,6 +192,17 @@ fn accept_loop(listener: &UnixListener, shared: &Arc<Shared>) {
     for thread in threads {
         let _ = thread.join();
     }
+}
+
+/// Returns when somebody connects, or after a tick.
+fn wait_for_client(listener: &UnixListener) {
+    let mut descriptor = libc::pollfd {
+        fd: listener.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one descriptor, of a listener that outlives the call.
+    unsafe { libc::poll(&mut descriptor, 1, TICK.as_millis() as i32) };
 }
 
 /// Answers one client until it leaves or the server stops.
