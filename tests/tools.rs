@@ -3,7 +3,7 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -100,11 +100,11 @@ fn produce(address: &str, partition: u32, from: usize, count: usize) {
         .stdin(Stdio::piped())
         .spawn()
         .expect("kcat is installed by scripts/install-deps.sh --test");
-    let mut input = child.stdin.take().unwrap();
+    let mut input = BufWriter::new(child.stdin.take().unwrap());
     for n in from..from + count {
         writeln!(input, "key {}|{}", n % 7, value(partition, n)).unwrap();
     }
-    drop(input);
+    drop(input.into_inner().unwrap());
     assert!(child.wait().unwrap().success());
 }
 
@@ -333,54 +333,62 @@ fn backups_of_a_server_under_load_have_all_that_was_acknowledged() {
     let acknowledged: Vec<AtomicUsize> = (0..PARTITIONS)
         .map(|p| AtomicUsize::new(kafka.sent[&p].len()))
         .collect();
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for partition in 0..PARTITIONS {
-            let (address, done, acknowledged) = (&kafka.address, &done, &acknowledged);
-            scope.spawn(move || {
-                let count = &acknowledged[partition as usize];
-                while !done.load(Ordering::Relaxed) {
-                    let from = count.load(Ordering::Relaxed);
-                    produce(address, partition, from, 2000);
-                    count.store(from + 2000, Ordering::Release);
+    let now = || -> Vec<usize> {
+        acknowledged
+            .iter()
+            .map(|n| n.load(Ordering::Acquire))
+            .collect()
+    };
+    for round in 0..5 {
+        let (backup, store) = (
+            folder.join(format!("backup{round}")),
+            folder.join(format!("restored{round}")),
+        );
+        let (backup, path) = (backup.to_str().unwrap(), store.to_str().unwrap());
+        // The load ends with the backup: what it sends makes all that is read below longer.
+        let done = AtomicBool::new(false);
+        let (begun, mut before) = (now(), Vec::new());
+        let said = std::thread::scope(|scope| {
+            for partition in 0..PARTITIONS {
+                let (address, done, acknowledged) = (&kafka.address, &done, &acknowledged);
+                scope.spawn(move || {
+                    let count = &acknowledged[partition as usize];
+                    while !done.load(Ordering::Relaxed) {
+                        let from = count.load(Ordering::Relaxed);
+                        produce(address, partition, from, 1000);
+                        count.store(from + 1000, Ordering::Release);
+                    }
+                });
+            }
+            // Ends the load also where something below fails.
+            struct Done<'a>(&'a AtomicBool);
+            impl Drop for Done<'_> {
+                fn drop(&mut self) {
+                    self.0.store(true, Ordering::Relaxed);
                 }
+            }
+            let _done = Done(&done);
+            wait_until("load on every partition", || {
+                before = now();
+                before.iter().zip(&begun).all(|(now, begun)| now > begun)
             });
-        }
-        // Ends the load also where something below fails.
-        struct Done<'a>(&'a AtomicBool);
-        impl Drop for Done<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-        let _done = Done(&done);
-        for round in 0..5 {
-            let before: Vec<usize> = acknowledged
-                .iter()
-                .map(|n| n.load(Ordering::Acquire))
-                .collect();
-            let (backup, store) = (
-                folder.join(format!("backup{round}")),
-                folder.join(format!("restored{round}")),
+            success(&taffrail(&["backup", backup, "--config", &config]))
+        });
+        assert!(!said.contains(" 0 linked"), "{said}");
+        let said = success(&taffrail(&["restore", backup, path]));
+        assert!(said.contains("checked: "), "{said}");
+        success(&taffrail(&["verify", path]));
+        for (partition, &count) in (0..).zip(&before) {
+            let read = read(&store, partition);
+            assert!(
+                read.len() >= count,
+                "round {round} partition {partition}: {} of {count}",
+                read.len()
             );
-            let (backup, path) = (backup.to_str().unwrap(), store.to_str().unwrap());
-            let said = success(&taffrail(&["backup", backup, "--config", &config]));
-            assert!(!said.contains(" 0 linked"), "{said}");
-            let said = success(&taffrail(&["restore", backup, path]));
-            assert!(said.contains("checked: "), "{said}");
-            success(&taffrail(&["verify", path]));
-            for (partition, &count) in (0..).zip(&before) {
-                let read = read(&store, partition);
-                assert!(
-                    read.len() >= count,
-                    "round {round} partition {partition}: {} of {count}",
-                    read.len()
-                );
-                let all = (0..read.len()).map(|n| value(partition, n));
-                assert!(read.iter().cloned().eq(all), "round {round}");
-            }
+            let all = (0..read.len()).map(|n| value(partition, n));
+            assert!(read.iter().cloned().eq(all), "round {round}");
         }
-    });
+    }
 
     // Refusals.
     let backup = folder.join("backup4");
