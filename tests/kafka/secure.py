@@ -1,6 +1,7 @@
 """Clients that log in, and what they are refused: one line `ok CASE` or `not ok CASE: why` each."""
 
 import asyncio
+import concurrent.futures
 import ssl
 import sys
 import time
@@ -135,19 +136,24 @@ def aiokafka_logs_in():
 
 @case
 def wrong_passwords_are_refused():
-    for mechanism in MECHANISMS:
-        for user, password in [("root", "wrong password"), ("nobody", PASSWORD)]:
-            errors = []
-            client = AdminClient(confluent(user, mechanism, password, error_cb=errors.append))
-            refused(KafkaError._TRANSPORT, lambda: client.list_topics(timeout=2))
-            client.poll(1)
-            assert KafkaError._AUTHENTICATION in [error.code() for error in errors], errors
-            try:
-                kafka.KafkaProducer(**python(user, mechanism, password), bootstrap_timeout_ms=2000)
-            except PythonError:
-                pass
-            else:
-                raise AssertionError("kafka-python logged in")
+    def one(mechanism, user, password):
+        errors = []
+        client = AdminClient(confluent(user, mechanism, password, error_cb=errors.append))
+        refused(KafkaError._TRANSPORT, lambda: client.list_topics(timeout=2))
+        client.poll(1)
+        assert KafkaError._AUTHENTICATION in [error.code() for error in errors], errors
+        try:
+            kafka.KafkaProducer(**python(user, mechanism, password), bootstrap_timeout_ms=2000)
+        except PythonError:
+            pass
+        else:
+            raise AssertionError("kafka-python logged in")
+
+    # Side by side: a client tries until its time is over.
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        for attempt in [threads.submit(one, mechanism, *login) for mechanism in MECHANISMS
+                        for login in [("root", "wrong password"), ("nobody", PASSWORD)]]:
+            attempt.result()
 
 
 @case
