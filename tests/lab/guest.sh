@@ -7,7 +7,7 @@
 
 set -u
 # shellcheck source=tests/lab/lib.sh
-. tests/lab/lib.sh
+. tests/lab/lib.sh "$1"
 
 # write_config LAYOUT-LINES VIRTIO-DEVICE
 write_config() {

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# What the guests' scripts share: checks, the way to the host outside, the server and its accounts. Source it.
+# What the guests' scripts share: checks, the way to the host outside, the server and its accounts. Source it with the binary
+# that is tested as its argument.
 #
 # /share/peer is the way to the host at the other end of the cables (tests/lab/peer.sh). A check prints "ok - TEXT" or
 # "not ok - TEXT", and what went wrong as "# ..." lines below.
 
 # shellcheck disable=SC2034  # what is not used here is used by those who source it
-taffrail=$PWD/target/release/taffrail
+taffrail=${1:?the binary}
 work=/run/lab socket=/run/lab/control.sock config=/run/lab/taffrail.toml pages=/run/lab/hugepages.conf
 disk=/run/lab/disk data=/run/lab/disk/data
 server=
@@ -139,9 +140,9 @@ arrived() {
 # --- traffic, by senders outside ---------------------------------------------------------------------
 
 # raw TO FLOWS COUNT PREFIX: COUNT messages from each of FLOWS sockets: "PREFIX FLOW NUMBER ...".
-raw() { peer "for i in \$(seq $2); do target/release/taffrail send-udp --to $1 --count $3 --rate 1000 --prefix \"$4 \$i \" >/dev/null || exit 1; done"; }
+raw() { peer "for i in \$(seq $2); do $taffrail send-udp --to $1 --count $3 --rate 1000 --prefix \"$4 \$i \" >/dev/null || exit 1; done"; }
 # orders TO FIRST LAST: acknowledged messages, one a line.
-orders() { peer "seq -f 'order %.0f' $2 $3 | target/release/taffrail produce orders --server $1 --acks all --quiet"; }
+orders() { peer "seq -f 'order %.0f' $2 $3 | $taffrail produce orders --server $1 --acks all --quiet"; }
 # read_all TOPIC PARTITIONS [SOURCE OPTION...]: every message of the topic.
 read_all() {
     local topic=$1 partitions=$2 partition

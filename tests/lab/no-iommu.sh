@@ -5,7 +5,7 @@
 
 set -u
 # shellcheck source=tests/lab/lib.sh
-. tests/lab/lib.sh
+. tests/lab/lib.sh "$1"
 
 # Debian's kernels are built without the mode; then nothing must have changed.
 unsafe_mode() {

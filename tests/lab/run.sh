@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# run.sh - the tests that need real PCI NICs, in the guest of scripts/lab.sh; called by scripts/test.sh --lab.
+# run.sh - the tests that need real PCI NICs, in guests of scripts/lab.sh; called by scripts/test.sh --lab.
 #
-# usage: sudo tests/lab/run.sh
+# usage: sudo tests/lab/run.sh [BINARY]
 #
-# Needs target/release/taffrail. Prints "ok N - TEXT" and "not ok N - TEXT", and the count "1..N"; exit status 0 if
-# all are ok. A few minutes; what a failed run leaves for a look is in target/lab/test.*.
+# BINARY is the server that the guests run, target/debug/taffrail if there is none given. Prints "ok N - TEXT" and
+# "not ok N - TEXT", and the count "1..N"; exit status 0 if all are ok. Some minutes; what a failed run leaves for a
+# look is in target/lab/test.*.
 
 set -u -o pipefail
 cd "$(dirname "$0")/../.." || exit 1
@@ -14,36 +15,48 @@ cd "$(dirname "$0")/../.." || exit 1
 LIMIT=1800
 
 need_root
-[[ -x target/release/taffrail ]] || die "target/release/taffrail is missing: cargo build --release"
+taffrail=${1:-target/debug/taffrail}
+[[ -x $taffrail ]] || die "$taffrail is missing: cargo build"
+taffrail=$(realpath "$taffrail")
 mkdir -p target/lab
 share=$(mktemp -d "$PWD/target/lab/test.XXXXXX") || exit 1
 results=$share/results
 : >"$results"
+# The emulator's clock is the host's, which the kernel need not compare with slower ones; and timers of whole ticks: a loop
+# that sleeps for microseconds would do nothing else, since each wake-up takes that long here.
+APPEND="tsc=reliable highres=off"
 
-# guest NAME SCRIPT [SETTING...]: boots one, with these settings of lab.sh; its checks get numbers.
+# guest NAME SCRIPT [SETTING...]: boots one, with these settings of lab.sh; what it prints, and why it has no end.
 guest() {
-    local name=$1 script=$2 status=0
+    local name=$1 script=$2 status=0 log
     shift 2
     mkdir "$share/$name"
-    env LAB_SHARE="$share/$name" LAB_PEER=tests/lab/peer.sh LAB_TIMEOUT="$LIMIT" "$@" \
-        scripts/lab.sh run "bash $script" 2>&1 | tee "$share/$name/output" |
-        while IFS= read -r line; do
-            if [[ $line =~ ^((not )?ok)\ -\ (.*) ]]; then
-                line="${BASH_REMATCH[1]} $(($(wc -l <"$results") + 1)) - ${BASH_REMATCH[3]}"
-                printf '%s\n' "$line" >>"$results"
-            fi
-            printf '%s\n' "$line"
-        done || status=$?
+    env LAB_SHARE="$share/$name" LAB_PEER=tests/lab/peer.sh LAB_TIMEOUT="$LIMIT" LAB_APPEND="$APPEND" "$@" \
+        scripts/lab.sh run "bash $script $taffrail" 2>&1 || status=$?
     if ((status != 0)); then
-        echo "not ok $(($(wc -l <"$results") + 1)) - guest $name comes to its end (status $status)" | tee -a "$results"
+        echo "not ok - guest $name comes to its end (status $status)"
         for log in console qemu peer; do
             [[ ! -s $share/$name/$log.log ]] || tail -n 30 "$share/$name/$log.log" | sed "s/^/#   $log: /"
         done
     fi
 }
+# Gives the checks in a guest's output their numbers.
+number() {
+    local line
+    while IFS= read -r line; do
+        if [[ $line =~ ^((not )?ok)\ -\ (.*) ]]; then
+            line="${BASH_REMATCH[1]} $(($(wc -l <"$results") + 1)) - ${BASH_REMATCH[3]}"
+            printf '%s\n' "$line" >>"$results"
+        fi
+        printf '%s\n' "$line"
+    done
+}
 
-guest nics tests/lab/guest.sh LAB_NICS="e1000e:0 virtio:1:4 e1000:0 e1000:0" LAB_DISK=1024
-guest no-iommu tests/lab/no-iommu.sh LAB_NICS=e1000e:0 LAB_IOMMU=0 LAB_DISK=512
+# Side by side, since a guest mostly does one thing after another.
+guest no-iommu tests/lab/no-iommu.sh LAB_NICS=e1000e:0 LAB_IOMMU=0 LAB_DISK=512 >"$share/second" &
+guest nics tests/lab/guest.sh LAB_NICS="e1000e:0 virtio:1:4 e1000:0 e1000:0" LAB_DISK=1024 | number
+wait
+number <"$share/second"
 
 count=$(wc -l <"$results")
 echo "1..$count"
