@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -29,13 +30,17 @@ impl Kafka {
 
     /// With settings of the storage, too.
     fn start_with(storage: &str, tables: &str) -> Self {
+        Self::start_by(&support::transport("io_uring"), storage, tables)
+    }
+
+    fn start_by(transport: &str, storage: &str, tables: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let address = support::free_address().to_string();
         let server = Server::start(
             folder.path(),
             None,
             storage,
-            &format!("[kafka]\nlisten = [\"{address}\"]\n{tables}"),
+            &format!("[kafka]\nlisten = [\"{address}\"]\n{transport}{tables}"),
         );
         Self {
             server,
@@ -53,7 +58,6 @@ impl Kafka {
             .stderr(Stdio::piped())
             .spawn()
             .expect("kcat is installed by scripts/install-deps.sh --test");
-        use std::io::Write;
         child
             .stdin
             .take()
@@ -241,6 +245,118 @@ fn what_is_refused_is_counted() {
     assert_eq!(stats.imbalances(), Vec::<String>::new());
     let counted = stats.kafka.unwrap();
     assert_eq!((counted.batches_in, counted.batches_refused), (2, 2));
+}
+
+/// By either transport: answers in order to requests sent at once, small ones and such as arrive in many parts; the limit
+/// of connections; peers that stop in the middle or take no answers cost others nothing; the stop with all of them there.
+#[test]
+fn both_transports_serve_alike() {
+    use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
+    use kafka_protocol::messages::{FetchRequest, MetadataRequest};
+    const CONNECTIONS: usize = 12;
+    let name = || TopicName(StrBytes::from_static_str("orders"));
+    let produce = |value: &[u8]| {
+        let mut bytes = vec![0; value.len() + 200];
+        let mut writer = BatchWriter::new(&mut bytes, 0);
+        writer.push(0, None, Some(value)).unwrap();
+        let len = writer.finish(0);
+        let data = PartitionProduceData::default()
+            .with_records(Some(bytes::Bytes::copy_from_slice(&bytes[..len])));
+        ProduceRequest::default()
+            .with_acks(-1)
+            .with_timeout_ms(30_000)
+            .with_topic_data(vec![
+                TopicProduceData::default()
+                    .with_name(name())
+                    .with_partition_data(vec![data]),
+            ])
+    };
+    let fetch = |offset| {
+        let partition = FetchPartition::default()
+            .with_fetch_offset(offset)
+            .with_partition_max_bytes(1 << 20);
+        FetchRequest::default()
+            .with_min_bytes(1)
+            .with_max_bytes(1 << 20)
+            .with_topics(vec![
+                FetchTopic::default()
+                    .with_topic(name())
+                    .with_partitions(vec![partition]),
+            ])
+    };
+    for transport in ["epoll", "io_uring"] {
+        let line = format!("transport = \"{transport}\"\n");
+        let tables = format!("max_connections = {CONNECTIONS}\n");
+        let mut kafka = Kafka::start_by(&line, "", &tables);
+        let served = format!("served by {transport}");
+        assert!(kafka.server.log().contains(&served), "{served}");
+        let address: std::net::SocketAddr = kafka.address.parse().unwrap();
+        let mut client = Connection::open(address).unwrap();
+        client.call(9, &MetadataRequest::default()).unwrap();
+        kafka.kcat(&["-L", "-t", "orders"], "");
+
+        let sizes = [10, 40_000, 200_000, 70_000, 1, 150_000, 33_000, 5];
+        let requests: Vec<_> = (0..48)
+            .map(|at| produce(&vec![b'a' + at as u8 % 26; sizes[at % sizes.len()]]))
+            .collect();
+        let answers = client.call_all(9, &requests).unwrap();
+        for (at, answer) in answers.iter().enumerate() {
+            let part = &answer.responses[0].partition_responses[0];
+            assert_eq!((part.error_code, part.base_offset), (0, at as i64));
+        }
+        let requests: Vec<_> = (0..48).map(fetch).collect();
+        let answers = client.call_all(11, &requests).unwrap();
+        for (at, answer) in answers.iter().enumerate() {
+            let records = answer.responses[0].partitions[0].records.as_ref().unwrap();
+            let header = taffrail::wire::record_batch::parse_header(records).unwrap();
+            assert_eq!(header.base_offset, at as i64);
+            let value = vec![b'a' + at as u8 % 26; sizes[at % sizes.len()]];
+            assert!(records.windows(value.len()).any(|bytes| bytes == value));
+        }
+
+        // Peers that stop in the middle of a request, and one that takes no answers.
+        let mut idle = Vec::new();
+        for at in 0..4 {
+            let mut part = Connection::open(address).unwrap();
+            let message = part.message(9, &produce(&[7; 200_000])).unwrap();
+            part.stream()
+                .write_all(&message[..1 + 40_000 * at])
+                .unwrap();
+            idle.push(part);
+        }
+        let mut deaf = Connection::open(address).unwrap();
+        deaf.stream().set_nonblocking(true).unwrap();
+        let message = deaf.message(11, &fetch(2)).unwrap();
+        let mut sent = 0;
+        while sent < 100_000 && deaf.stream().write_all(&message).is_ok() {
+            sent += message.len();
+        }
+        wait_until("it is seen that nobody takes them", || {
+            client.call(11, &fetch(0)).unwrap();
+            kafka.server.stats().kafka.unwrap().connections == 6
+        });
+        // Two of them go.
+        idle.truncate(2);
+        wait_until("their ends are seen", || {
+            kafka.server.stats().kafka.unwrap().connections == 4
+        });
+        let mut more: Vec<_> = (4..CONNECTIONS + 3)
+            .map(|_| Connection::open(address).unwrap())
+            .collect();
+        let answered = more
+            .iter_mut()
+            .filter_map(|c| c.call(9, &MetadataRequest::default()).ok())
+            .count();
+        assert_eq!(answered, CONNECTIONS - 4, "{transport}");
+        client.call(9, &MetadataRequest::default()).unwrap();
+
+        kafka.server.stop();
+        let mut left = Vec::new();
+        assert!(matches!(
+            client.stream().read_to_end(&mut left),
+            Ok(0) | Err(_)
+        ));
+    }
 }
 
 /// Whoever takes more of a thread than the quota allows is told to wait, by every kind of request, and not read

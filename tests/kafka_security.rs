@@ -90,6 +90,10 @@ fn certificates(folder: &Path) {
 
 impl Secure {
     fn start(users: &[&str], tables: &str) -> Self {
+        Self::start_by(&support::transport("epoll"), users, tables)
+    }
+
+    fn start_by(transport: &str, users: &[&str], tables: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         certificates(folder.path());
         let free = || support::free_address().to_string();
@@ -103,7 +107,7 @@ impl Secure {
             "",
             &format!(
                 r#"[kafka]
-super_users = ["root"]
+{transport}super_users = ["root"]
 [[kafka.listener]]
 listen = "{sasl_tls}"
 security = "sasl_tls"
@@ -255,7 +259,14 @@ fn kcat_logs_in_with_each_mechanism_and_not_with_a_wrong_password() {
 
 #[test]
 fn certificates_say_who_a_client_is() {
-    let secure = Secure::start(
+    for transport in ["epoll", "io_uring"] {
+        certificates_by(&format!("transport = \"{transport}\"\n"));
+    }
+}
+
+fn certificates_by(transport: &str) {
+    let secure = Secure::start_by(
+        transport,
         &["root"],
         "[[kafka.acl]]\nprincipal = \"CN=machine,O=Us\"\ntopic = { prefix = \"machine-\" }\nallow = [\"Write\", \"Read\", \"Create\"]\n",
     );

@@ -55,6 +55,19 @@ impl Security {
     }
 }
 
+/// How the threads are told of their sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// What was found to be better.
+    #[default]
+    Auto,
+    /// io_uring, where the kernel has it.
+    IoUring,
+    /// epoll.
+    Epoll,
+}
+
 /// The files of TLS, in PEM.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -117,6 +130,8 @@ pub struct Kafka {
     pub quotas: Vec<Quota>,
     /// Threads that serve connections.
     pub threads: u16,
+    /// How they are told of their sockets.
+    pub transport: Transport,
     /// Connections in all; further ones are closed at once.
     pub max_connections: u32,
     /// Bytes of the largest request.
@@ -148,6 +163,7 @@ pub(super) struct RawKafka {
     #[serde(default, rename = "quota")]
     quotas: Vec<Spanned<RawQuota>>,
     threads: Option<Spanned<i64>>,
+    transport: Option<Transport>,
     max_connections: Option<Spanned<i64>>,
     max_request: Option<Spanned<ByteSize>>,
     idle_timeout: Option<Spanned<String>>,
@@ -200,6 +216,7 @@ impl Checker<'_> {
             acls,
             quotas,
             threads: self.number(raw.threads, "kafka.threads", 1..=MAX_THREADS, 1)?,
+            transport: raw.transport.unwrap_or_default(),
             max_connections: self.number(
                 raw.max_connections,
                 "kafka.max_connections",

@@ -1,270 +1,394 @@
-//! Clients over the kernel's own TCP stack: where a DPDK port cannot be reached, and for the Kafka
-//! protocol until the DPDK TCP engine carries it.
+//! Clients over the kernel's own TCP stack: the sockets of a thread, by epoll or by io_uring.
 //!
-//! # The contract between a transport and a protocol
+//! [`Sockets`] moves bytes and knows nothing of protocols. One value belongs to one thread; nothing here is shared
+//! between threads. Both ways keep one contract, so that whoever serves connections does not ask which it has:
 //!
-//! A transport moves bytes, a [`Service`] knows what they mean and does no I/O. One event loop runs
-//! on a thread with one service; nothing here is shared between threads, so a service needs no lock
-//! and need not be `Send`. [`testing`] is a transport in memory; all
-//! drive the same [`Endpoint`], which holds all rules below.
+//! 1. [`Sockets::wait`] submits what was asked for, sleeps until something happens, and says what as [`Event`]s.
+//! 2. An event carries the name that its connection was given by [`Sockets::add`]; none comes for a connection after
+//!    [`Sockets::close`] but those of the same `wait`, so names must not be given again.
+//! 3. [`Sockets::read`] and [`Sockets::fill`] are called until they fail with `WouldBlock`; then there will be an event
+//!    ([`Event::Ready`], [`Event::Filled`]) when there is more. A connection that is not read from receives a bounded number
+//!    of bytes at most, and then its peer waits.
+//! 4. The same holds for [`Outbox::send`]: `WouldBlock` means that [`Event::Ready`] or [`Event::Sent`] follows.
+//! 5. Memory that the kernel may still read or write is owned by the [`Sockets`] until it no longer may, also beyond the
+//!    end of its connection.
 //!
-//! 1. [`Service::accept`] comes first, [`Service::closed`] last, each once for a [`ConnectionId`]. An id is
-//!    never used again: a slot's generation goes up with each connection.
-//! 2. [`Service::received`] sees all bytes that are not yet consumed, in one piece
-//!    ([`Input::bytes`]). It consumes whole requests ([`Input::consume`], or [`Input::take`] to
-//!    own one) and returns when it has not enough for one; before that it says by
-//!    [`Input::need`] how long the bytes must be to make it worth another call (Kafka: 4 for the
-//!    length, then 4 + length). More than [`Limits::request`] closes the connection. Without
-//!    `need` it is called again with the next byte.
-//! 3. `received` is not called while the connection is *blocked*: after [`Flow::Pause`] (until
-//!    [`Connections::resume`]), while more than [`Limits::output`] of answers are unsent, while
-//!    more than [`Limits::in_flight`] of taken requests are not dropped, or while the whole
-//!    thread's memory is used up. The transport then reads no more from the peer, whose TCP window closes.
-//!    Inside `received`, a service that meets [`Output::is_full`] or its own limit may
-//!    return with whole requests left; it is called again as soon as the connection is not blocked.
-//! 4. Answers are pushed to an [`Output`] in the order in which they shall be sent, at any
-//!    time: in `received`, or in [`Service::poll`] through [`Connections::get`]. Pieces are sent
-//!    in order, as owned bytes or as shared slices (a mapped SST) without a copy.
-//! 5. `poll` is called once in each turn of the loop, and says when it wants to be called again at the
-//!    latest ([`Next`]). Other threads get it called by the loop's `Wake`: the loop arms it *before*
-//!    `poll`, so what was pushed to a ring before the wake is seen by that `poll` or the next.
-//! 6. When the peer has closed its sending half, or the server stops, and `received` has consumed
-//!    what it can, [`Service::ended`] is called once. [`Flow::Close`] sends what is queued and closes;
-//!    [`Flow::Continue`] says that answers are still owed: the service closes later by [`Connections::close`].
-//! 7. A [`Request`] stays where it is in memory until dropped, also when its connection is closed
-//!    before: it may be lent to a shard. Dropping it gives the buffer back and unblocks the connection.
-//!
-//! Cost to count with: an idle connection holds no buffer.
+//! epoll (`epoll.rs`) says when a socket is ready and system calls move the bytes; io_uring (`ring.rs`)
+//! receives into buffers ahead of the reader, and sends everything that a turn of the loop has to send by the one
+//! system call that waits for the next events.
 
-mod buffer;
-mod connections;
-mod counters;
-mod endpoint;
-pub mod testing;
-#[cfg(test)]
+mod buffers;
+mod epoll;
+mod outbox;
+mod ring;
+#[cfg(all(test, not(loom)))]
 mod tests;
 
-use std::net::SocketAddr;
+use std::io::{self, IoSlice, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::Deref;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
-pub use buffer::Request;
-pub use connections::{Connections, Input, Output, Piece};
-pub use counters::{Counters, CountersSnapshot};
-pub use endpoint::{Admission, Endpoint, Status};
+use epoll::Epoll;
+pub use outbox::Outbox;
+pub use ring::Message;
+use ring::Ring;
 
-pub use crate::shard::Now;
+/// Bytes read at a time: several requests of a usual producer, one read for a whole fetch request.
+pub const READ: usize = 128 << 10;
 
-/// Names a connection within its event loop; never used for two of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnectionId {
-    /// Index in the loop's table.
-    pub slot: u32,
-    /// How often the slot was used before; wraps after 2^32 connections in one slot.
-    pub generation: u32,
+/// How a thread is told of its sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// epoll and a system call for each read and write.
+    Epoll,
+    /// io_uring.
+    IoUring,
 }
 
-impl ConnectionId {
-    /// As one number, to travel through a ring.
-    pub fn to_u64(self) -> u64 {
-        u64::from(self.generation) << 32 | u64::from(self.slot)
-    }
-
-    /// The id that [`to_u64`](Self::to_u64) gave.
-    pub fn from_u64(value: u64) -> Self {
-        Self {
-            slot: value as u32,
-            generation: (value >> 32) as u32,
-        }
-    }
-}
-
-/// Both ends of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// The client's address.
-    pub remote: SocketAddr,
-    /// The address it reached.
-    pub local: SocketAddr,
-    /// Index of the listener in the configuration it came in by.
-    pub listener: usize,
-}
-
-/// What the transport shall do with a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flow {
-    /// Read on.
-    Continue,
-    /// Do not call `received` until [`Connections::resume`].
-    Pause,
-    /// Send what is queued, then close.
-    Close,
-    /// Close at once; what is queued is lost.
-    Abort,
-}
-
-/// When [`Service::poll`] wants to be called again, at the latest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// At once: there is more to do than it did in this turn.
-    Now,
-    /// At this monotonic time ([`Now::mono_ns`]).
-    At(u64),
-    /// When something happens.
-    Event,
-}
-
-/// Why input ends, for [`Service::ended`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// The peer closed its sending half.
-    Peer,
-    /// The server stops; what waits for something to happen (a long poll) should be answered now.
-    Stop,
-}
-
-impl End {
-    fn reason(self) -> CloseReason {
-        match self {
-            Self::Peer => CloseReason::Peer,
-            Self::Stop => CloseReason::Stop,
-        }
-    }
-}
-
-/// Why a connection was closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum CloseReason {
-    /// The peer closed it.
-    Peer,
-    /// The peer reset it, or the network failed.
-    Reset,
-    /// The service asked for it.
-    Service,
-    /// Nothing was sent or received for [`Limits::idle`].
-    Idle,
-    /// The peer took no byte of an answer for [`Limits::slow_reader`].
-    SlowReader,
-    /// A request was not complete after [`Limits::slow_request`].
-    SlowRequest,
-    /// A request is longer than [`Limits::request`].
-    RequestTooLarge,
-    /// No memory became free for [`Limits::slow_request`].
-    Memory,
-    /// The server stops.
-    Stop,
-    /// The TLS handshake or a TLS record failed.
-    Tls,
-}
-
-impl CloseReason {
-    /// All of them, by their number.
-    pub const ALL: [Self; 10] = [
-        Self::Peer,
-        Self::Reset,
-        Self::Service,
-        Self::Idle,
-        Self::SlowReader,
-        Self::SlowRequest,
-        Self::RequestTooLarge,
-        Self::Memory,
-        Self::Stop,
-        Self::Tls,
-    ];
-
-    /// Stable snake_case name, for statistics.
+impl Kind {
+    /// Its name in the configuration and the log.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Peer => "peer",
-            Self::Reset => "reset",
-            Self::Service => "service",
-            Self::Idle => "idle",
-            Self::SlowReader => "slow_reader",
-            Self::SlowRequest => "slow_request",
-            Self::RequestTooLarge => "request_too_large",
-            Self::Memory => "memory",
-            Self::Stop => "stop",
-            Self::Tls => "tls",
+            Kind::Epoll => "epoll",
+            Kind::IoUring => "io_uring",
         }
     }
 }
 
-/// A protocol over connections; see the module's contract.
-pub trait Service {
-    /// What the protocol keeps for a connection.
-    type Connection;
+/// Names a connection for the life of its thread.
+pub type Id = u64;
 
-    /// A new connection; `None` refuses it.
-    fn accept(&mut self, id: ConnectionId, peer: &Peer, now: Now) -> Option<Self::Connection>;
+/// An open connection, of the [`Sockets`] that it was added to.
+#[derive(Debug)]
+pub struct Socket {
+    stream: TcpStream,
+    /// Its place in the ring's table.
+    key: u32,
+}
 
-    /// Consumes what it can of the bytes received so far.
-    fn received(
-        &mut self,
-        connection: &mut Self::Connection,
-        id: ConnectionId,
-        input: &mut Input<'_>,
-        out: &mut Output,
-        now: Now,
-    ) -> Flow;
+impl Socket {
+    /// The address that the client reached.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.stream.local_addr()
+    }
+}
 
-    /// No further byte will come.
-    fn ended(
-        &mut self,
-        connection: &mut Self::Connection,
-        id: ConnectionId,
-        end: End,
-        out: &mut Output,
-        now: Now,
-    ) -> Flow {
-        let _ = (connection, id, end, out, now);
-        Flow::Close
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A client came.
+    Accepted {
+        /// The listener that it came by, by its place among those given to [`Sockets::listen`].
+        listener: usize,
+        /// Its connection, which does not block.
+        stream: TcpStream,
+        /// Its address.
+        peer: SocketAddr,
+    },
+    /// A client could not be accepted, such as for lack of descriptors; it is tried again.
+    AcceptFailed(io::Error),
+    /// A connection may have bytes, or take some.
+    Ready {
+        /// Whose.
+        id: Id,
+        /// [`Sockets::read`] may give something.
+        readable: bool,
+        /// [`Outbox::send`] may send something.
+        writable: bool,
+    },
+    /// What an outbox handed over was sent in part or as a whole; it gets the rest back by [`Outbox::sent`].
+    Sent {
+        /// Whose.
+        id: Id,
+        /// Bytes, or why none.
+        sent: io::Result<usize>,
+        /// What was handed over.
+        message: Box<Message>,
+    },
+    /// A request's buffer, taken by [`Sockets::fill`], comes back with more bytes.
+    Filled {
+        /// Whose.
+        id: Id,
+        /// How many; 0: there will be no more.
+        read: io::Result<usize>,
+        /// The buffer.
+        input: Vec<u8>,
+    },
+}
+
+#[derive(Debug)]
+enum Origin {
+    /// The thread's own buffer.
+    Scratch,
+    /// A buffer of the ring, by its number.
+    Ring(u16),
+    /// A copy.
+    Heap,
+}
+
+/// Received bytes; to be given back by [`Sockets::give`].
+#[derive(Debug)]
+pub struct Chunk {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+    origin: Origin,
+}
+
+impl Chunk {
+    /// Where to put bytes.
+    pub fn room(&mut self) -> &mut [u8] {
+        &mut self.bytes
     }
 
-    /// Does what does not come from a peer's bytes: acknowledgements, high watermarks, timers.
-    fn poll(&mut self, connections: &mut Connections<Self::Connection>, now: Now) -> Next;
-
-    /// The connection is gone.
-    fn closed(&mut self, id: ConnectionId, connection: Self::Connection, reason: CloseReason);
+    /// Says how many were put.
+    pub fn set_len(&mut self, len: usize) {
+        (self.start, self.end) = (0, len);
+    }
 }
 
-/// Bounds on what peers can cost. Byte limits are of one thread unless said otherwise.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Connections of all threads together.
-    pub connections: usize,
-    /// Connections of one source address (IPv6: one /64), all threads together.
-    pub connections_per_source: usize,
-    /// Longest request in bytes.
-    pub request: usize,
-    /// A connection with more unsent answer bytes is not read from. One answer may exceed it.
-    pub output: usize,
-    /// A connection with more bytes of taken requests is not read from. One request may exceed it.
-    pub in_flight: usize,
-    /// Bytes of receive buffers, taken requests and owned answer pieces of one thread. Beyond, nothing
-    /// more is read; at a quarter more, who sends is closed.
-    pub memory: usize,
-    /// A connection that neither sends nor takes a byte for so long is closed.
-    pub idle: Duration,
-    /// A peer that takes no byte of an answer for so long is closed.
-    pub slow_reader: Duration,
-    /// A request must be complete so long after its first byte.
-    pub slow_request: Duration,
+impl Deref for Chunk {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 200_000,
-            connections_per_source: 50_000,
-            // Kafka's socket.request.max.bytes.
-            request: 100 << 20,
-            output: 4 << 20,
-            in_flight: 16 << 20,
-            memory: 1 << 30,
-            // Kafka's connections.max.idle.ms.
-            idle: Duration::from_secs(600),
-            slow_reader: Duration::from_secs(30),
-            slow_request: Duration::from_secs(60),
+enum Engine {
+    Epoll(Epoll),
+    Ring(Box<Ring>),
+}
+
+/// All sockets of a thread.
+pub struct Sockets {
+    engine: Engine,
+    scratch: Vec<u8>,
+}
+
+impl Sockets {
+    /// No sockets yet; `wake` ends a sleep when it is readable. `memory` is what may be received ahead of its readers,
+    /// in bytes; only io_uring takes it.
+    ///
+    /// # Errors
+    /// What the kernel says: without io_uring, or with one older than Linux 6.1, [`Kind::IoUring`] fails here.
+    pub fn new(kind: Kind, wake: RawFd, memory: usize) -> io::Result<Self> {
+        let engine = match kind {
+            Kind::Epoll => Engine::Epoll(Epoll::new(wake)?),
+            Kind::IoUring => Engine::Ring(Box::new(Ring::new(wake, memory)?)),
+        };
+        Ok(Self {
+            engine,
+            scratch: Vec::new(),
+        })
+    }
+
+    /// Accepts whoever comes by `listeners`, which do not block.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn listen(&mut self, listeners: Vec<TcpListener>) -> io::Result<()> {
+        match &mut self.engine {
+            Engine::Epoll(epoll) => epoll.listen(listeners),
+            Engine::Ring(ring) => {
+                ring.listen(listeners);
+                Ok(())
+            }
+        }
+    }
+
+    /// Bytes that are held for what is received ahead of its readers, at most.
+    pub fn memory(&self) -> usize {
+        match &self.engine {
+            Engine::Epoll(_) => 0,
+            Engine::Ring(ring) => ring.memory(),
+        }
+    }
+
+    /// From now on the calling thread is the only one that uses it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn start(&mut self) -> io::Result<()> {
+        match &mut self.engine {
+            Engine::Epoll(_) => Ok(()),
+            Engine::Ring(ring) => ring.start(),
+        }
+    }
+
+    /// Takes a connection that was accepted.
+    ///
+    /// # Errors
+    /// The kernel's; the connection is then closed.
+    pub fn add(&mut self, stream: TcpStream, id: Id) -> io::Result<Socket> {
+        match &mut self.engine {
+            Engine::Epoll(epoll) => epoll.add(stream, id),
+            Engine::Ring(ring) => Ok(ring.add(stream, id)),
+        }
+    }
+
+    /// Closes a connection: what was handed over and the socket takes at once is sent.
+    pub fn close(&mut self, socket: Socket) {
+        match &mut self.engine {
+            Engine::Epoll(_) => drop(socket),
+            Engine::Ring(ring) => ring.close(socket),
+        }
+    }
+
+    /// Accepts nobody any more.
+    pub fn stop_listening(&mut self) {
+        match &mut self.engine {
+            Engine::Epoll(epoll) => epoll.stop_listening(),
+            Engine::Ring(ring) => ring.stop_listening(),
+        }
+    }
+
+    /// Submits, sleeps for `time` at most, and appends what happened.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn wait(&mut self, time: Duration, events: &mut Vec<Event>) -> io::Result<()> {
+        match &mut self.engine {
+            Engine::Epoll(epoll) => epoll.wait(time, events),
+            Engine::Ring(ring) => ring.wait(time, events),
+        }
+    }
+
+    /// How many outboxes wait for an [`Event::Sent`].
+    pub fn sending(&self) -> usize {
+        match &self.engine {
+            Engine::Epoll(_) => 0,
+            Engine::Ring(ring) => ring.sending(),
+        }
+    }
+
+    /// Whether connections wait for buffers that others' unread bytes take. Those whose request has memory of its own are
+    /// read by [`Sockets::fill`] all the same.
+    pub fn is_dry(&self) -> bool {
+        match &self.engine {
+            Engine::Epoll(_) => false,
+            Engine::Ring(ring) => ring.is_dry(),
+        }
+    }
+
+    /// An empty chunk with room for [`READ`] bytes.
+    pub fn blank(&mut self) -> Chunk {
+        let mut bytes = std::mem::take(&mut self.scratch);
+        if bytes.is_empty() {
+            bytes = vec![0; READ];
+        }
+        Chunk {
+            bytes,
+            start: 0,
+            end: 0,
+            origin: Origin::Scratch,
+        }
+    }
+
+    /// Takes what has arrived; an empty chunk: there will be no more.
+    ///
+    /// # Errors
+    /// The connection's; `WouldBlock`: nothing has arrived.
+    pub fn read(&mut self, socket: &Socket) -> io::Result<Chunk> {
+        match &mut self.engine {
+            Engine::Ring(ring) => ring.read(socket),
+            Engine::Epoll(_) => {
+                let mut chunk = self.blank();
+                match io::Read::read(&mut &socket.stream, chunk.room()) {
+                    Ok(len) => {
+                        chunk.set_len(len);
+                        Ok(chunk)
+                    }
+                    Err(error) => {
+                        self.give(chunk);
+                        Err(error)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes a chunk back.
+    pub fn give(&mut self, chunk: Chunk) {
+        match (chunk.origin, &mut self.engine) {
+            (Origin::Scratch, _) => self.scratch = chunk.bytes,
+            (Origin::Ring(number), Engine::Ring(ring)) => ring.give(number, chunk.bytes),
+            (Origin::Ring(_), Engine::Epoll(_)) | (Origin::Heap, _) => {}
+        }
+    }
+
+    /// Copies what has arrived; 0: there will be no more.
+    ///
+    /// # Errors
+    /// As [`Sockets::read`].
+    pub fn copy(&mut self, socket: &Socket, into: &mut [u8]) -> io::Result<usize> {
+        match &mut self.engine {
+            Engine::Epoll(_) => io::Read::read(&mut &socket.stream, into),
+            Engine::Ring(ring) => ring.copy(socket, into),
+        }
+    }
+
+    /// Appends what has arrived of a request that lacks `rest` bytes to its buffer, without a copy between where that can
+    /// be; gives how much, 0: there will be no more.
+    ///
+    /// # Errors
+    /// As [`Sockets::read`]; with `WouldBlock` the buffer may be taken until [`Event::Filled`].
+    pub fn fill(&mut self, socket: &Socket, input: &mut Vec<u8>, rest: usize) -> io::Result<usize> {
+        match &mut self.engine {
+            Engine::Epoll(_) => epoll::fill(socket, input, rest),
+            Engine::Ring(ring) => ring.fill(socket, input, rest),
+        }
+    }
+
+    /// Sends bytes that are copied where they cannot be sent at once: for what was made to be sent, such as encrypted
+    /// records. Gives how many were taken; `waiting` holds those that are not sent, and none more is taken before it is
+    /// empty.
+    ///
+    /// # Errors
+    /// The connection's; `WouldBlock`: none is taken now.
+    pub fn write(
+        &mut self,
+        socket: &Socket,
+        slices: &[IoSlice<'_>],
+        waiting: &mut Outbox,
+    ) -> io::Result<usize> {
+        if matches!(self.engine, Engine::Epoll(_)) {
+            return (&socket.stream).write_vectored(slices);
+        }
+        if !waiting.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let len = slices.iter().map(|slice| slice.len()).sum();
+        let mut bytes = Vec::with_capacity(len);
+        for slice in slices {
+            bytes.extend_from_slice(slice);
+        }
+        waiting.push(vec![bytes.into()]);
+        match waiting.send(self, socket) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(len),
+        }
+    }
+
+    /// Asks for an outbox's pieces back, sent or not: there will be an [`Event::Sent`].
+    pub fn call_back(&mut self, socket: &Socket) {
+        if let Engine::Ring(ring) = &mut self.engine {
+            ring.call_back(socket);
+        }
+    }
+
+    fn ring(&mut self) -> Option<&mut Ring> {
+        match &mut self.engine {
+            Engine::Epoll(_) => None,
+            Engine::Ring(ring) => Some(ring),
         }
     }
 }

@@ -1,416 +1,470 @@
-//! A small length-prefixed protocol over the in-memory transport: order, limits, time-outs, ends.
+//! Both ways to sockets against the same peers, played over loopback: order, bounds, ends, and what comes late.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::time::Instant;
 
-use proptest::prelude::*;
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt, SeedableRng};
 
-use super::testing::Memory;
 use super::*;
+use crate::memory::wake::Wake;
 
-/// Requests are 4 bytes of length and a body; the first byte of the body says what happens.
-#[derive(Default)]
-pub(super) struct Echo {
-    /// Requests taken and not yet answered, in order.
-    late: Vec<(ConnectionId, Request)>,
-    /// Whether late requests are answered in `poll`.
-    pub(super) answer_late: bool,
-    pub(super) closed: Vec<(ConnectionId, CloseReason)>,
-    pub(super) open: usize,
-}
+pub(super) const KINDS: [Kind; 2] = [Kind::Epoll, Kind::IoUring];
+/// A guard against hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes that the kernel is to hold for a socket.
+const KERNEL: usize = 64 << 10;
+/// The least memory that a ring has.
+const LEAST: usize = 0;
 
-pub(super) struct EchoConnection {
-    owed: usize,
+struct Conn {
+    socket: Socket,
+    out: Outbox,
+    readable: bool,
+    writable: bool,
+    /// Part of a request, while it is not lent.
+    input: Vec<u8>,
+    /// Bytes of it that are read without a chunk between; then it is echoed.
+    rest: usize,
     ended: bool,
 }
 
-impl Service for Echo {
-    type Connection = EchoConnection;
+/// A server that echoes.
+struct Server {
+    sockets: Sockets,
+    _wake: Wake,
+    address: SocketAddr,
+    conns: HashMap<Id, Conn>,
+    events: Vec<Event>,
+    next: Id,
+    /// Nobody is read from.
+    holds: bool,
+    /// Bytes of each connection that are read without a chunk between, from its first byte on.
+    direct: usize,
+}
 
-    fn accept(&mut self, _: ConnectionId, _: &Peer, _: Now) -> Option<EchoConnection> {
-        self.open += 1;
-        Some(EchoConnection {
-            owed: 0,
-            ended: false,
-        })
-    }
-
-    fn received(
-        &mut self,
-        connection: &mut EchoConnection,
-        id: ConnectionId,
-        input: &mut Input<'_>,
-        out: &mut Output,
-        _: Now,
-    ) -> Flow {
-        loop {
-            let bytes = input.bytes();
-            let Some(length) = bytes.first_chunk::<4>() else {
-                input.need(4);
-                return Flow::Continue;
-            };
-            let len = 4 + u32::from_be_bytes(*length) as usize;
-            if bytes.len() < len {
-                input.need(len);
-                return Flow::Continue;
-            }
-            match bytes.get(4) {
-                // Answered later, by poll: the connection waits for it, so that order is kept.
-                Some(b'l') => {
-                    self.late.push((id, input.take(len)));
-                    connection.owed += 1;
-                    return Flow::Pause;
-                }
-                // Answered with a shared piece, sixteen times.
-                Some(b's') => {
-                    let shared: Arc<dyn AsRef<[u8]> + Send + Sync> =
-                        Arc::new(bytes[..len].to_vec());
-                    for _ in 0..16 {
-                        out.push_shared(Arc::clone(&shared), 0..len);
-                    }
-                    input.consume(len);
-                }
-                Some(b'c') => return Flow::Close,
-                Some(b'a') => return Flow::Abort,
-                _ => {
-                    out.push(bytes[..len].to_vec());
-                    input.consume(len);
-                }
-            }
-            if out.is_full() {
-                return Flow::Continue;
-            }
+impl Server {
+    fn new(kind: Kind, memory: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        // Its connections have it from the listener: the kernel holds little, so it is this code that does not.
+        let socket = socket2::SockRef::from(&listener);
+        socket.set_recv_buffer_size(KERNEL).unwrap();
+        let address = listener.local_addr().unwrap();
+        let wake = Wake::new().unwrap();
+        let mut sockets = Sockets::new(kind, wake.descriptor(), memory).unwrap();
+        sockets.listen(vec![listener]).unwrap();
+        sockets.start().unwrap();
+        Self {
+            sockets,
+            _wake: wake,
+            address,
+            conns: HashMap::new(),
+            events: Vec::new(),
+            next: 1,
+            holds: false,
+            direct: 0,
         }
     }
 
-    fn ended(
-        &mut self,
-        connection: &mut EchoConnection,
-        _: ConnectionId,
-        _: End,
-        _: &mut Output,
-        _: Now,
-    ) -> Flow {
-        connection.ended = true;
-        if connection.owed > 0 {
-            Flow::Continue
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream
+    }
+
+    fn turn(&mut self) {
+        let time = Duration::from_millis(1);
+        let mut events = std::mem::take(&mut self.events);
+        self.sockets.wait(time, &mut events).unwrap();
+        for event in events.drain(..) {
+            self.take(event);
+        }
+        self.events = events;
+    }
+
+    fn until(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+        let start = Instant::now();
+        while !done(self) {
+            assert!(start.elapsed() < PATIENCE, "{what}");
+            self.turn();
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        let id = match event {
+            Event::Accepted { stream, .. } => {
+                let id = self.next;
+                self.next += 1;
+                let socket = self.sockets.add(stream, id).unwrap();
+                let conn = Conn {
+                    socket,
+                    out: Outbox::default(),
+                    readable: true,
+                    writable: true,
+                    input: Vec::new(),
+                    rest: self.direct,
+                    ended: false,
+                };
+                self.conns.insert(id, conn);
+                id
+            }
+            Event::AcceptFailed(error) => panic!("{error}"),
+            Event::Ready {
+                id,
+                readable,
+                writable,
+            } => {
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.readable |= readable;
+                    conn.writable |= writable;
+                }
+                id
+            }
+            Event::Sent { id, sent, message } => {
+                let Ok(len) = sent else {
+                    if let Some(conn) = self.conns.remove(&id) {
+                        self.sockets.close(conn.socket);
+                    }
+                    return;
+                };
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.out.sent(&mut self.sockets, message, len);
+                    conn.writable = true;
+                }
+                id
+            }
+            Event::Filled { id, read, input } => {
+                if let Some(conn) = self.conns.get_mut(&id) {
+                    conn.input = input;
+                    conn.readable = true;
+                    match read {
+                        Ok(len @ 1..) => conn.rest -= len,
+                        _ => conn.ended = true,
+                    }
+                }
+                id
+            }
+        };
+        self.pump(id);
+    }
+
+    fn pump(&mut self, id: Id) {
+        let Some(mut conn) = self.conns.remove(&id) else {
+            return;
+        };
+        if self.step(&mut conn) {
+            self.conns.insert(id, conn);
         } else {
-            Flow::Close
+            self.sockets.close(conn.socket);
         }
     }
 
-    fn poll(&mut self, connections: &mut Connections<EchoConnection>, _: Now) -> Next {
-        if self.answer_late {
-            for (id, request) in self.late.drain(..) {
-                if let Some((connection, out)) = connections.get(id) {
-                    out.push(request.to_vec());
-                    connection.owed -= 1;
-                    if connection.ended && connection.owed == 0 {
-                        connections.close(id);
-                    } else {
-                        connections.resume(id);
+    /// Echoes what has come; false: it is over.
+    fn step(&mut self, conn: &mut Conn) -> bool {
+        while conn.readable && !conn.ended && !self.holds {
+            if conn.rest > 0 {
+                match self.sockets.fill(&conn.socket, &mut conn.input, conn.rest) {
+                    Ok(0) => conn.ended = true,
+                    Ok(len) => conn.rest -= len,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        conn.readable = false;
                     }
+                    Err(_) => return false,
                 }
+                continue;
+            }
+            if !conn.input.is_empty() {
+                conn.out.push(vec![std::mem::take(&mut conn.input).into()]);
+            }
+            match self.sockets.read(&conn.socket) {
+                Ok(chunk) => {
+                    conn.ended |= chunk.is_empty();
+                    conn.out.push(vec![chunk.to_vec().into()]);
+                    self.sockets.give(chunk);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => conn.readable = false,
+                Err(_) => return false,
             }
         }
-        Next::Event
+        while conn.writable && !conn.out.is_empty() {
+            match conn.out.send(&mut self.sockets, &conn.socket) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => conn.writable = false,
+                Err(_) => return false,
+            }
+        }
+        !conn.ended || !conn.out.is_empty()
     }
 
-    fn closed(&mut self, id: ConnectionId, _: EchoConnection, reason: CloseReason) {
-        self.open -= 1;
-        self.closed.push((id, reason));
+    /// Reads from everybody from now on.
+    fn read_all(&mut self) {
+        self.holds = false;
+        let ids: Vec<Id> = self.conns.keys().copied().collect();
+        for id in ids {
+            self.pump(id);
+        }
     }
 }
 
-/// A request with this body.
-pub(super) fn request(body: &[u8]) -> Vec<u8> {
-    let mut bytes = (body.len() as u32).to_be_bytes().to_vec();
-    bytes.extend_from_slice(body);
+fn bytes(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
     bytes
 }
 
-fn limits() -> Limits {
-    Limits {
-        connections: 50,
-        connections_per_source: 40,
-        request: 10_000,
-        output: 2_000,
-        in_flight: 3_000,
-        memory: 200_000,
-        ..Limits::default()
-    }
-}
-
-fn echo(limits: Limits) -> Memory<Echo> {
-    let service = Echo {
-        answer_late: true,
-        ..Echo::default()
-    };
-    Memory::new(service, limits)
-}
-
-/// What the server must answer.
-fn answers(bodies: &[Vec<u8>]) -> Vec<u8> {
-    let mut all = Vec::new();
-    for body in bodies {
-        let times = if body.first() == Some(&b's') { 16 } else { 1 };
-        for _ in 0..times {
-            all.extend(request(body));
-        }
-    }
-    all
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
-    /// However requests are cut, and however slowly the peer reads: all answers, in order, once; and
-    /// memory stays within its limit.
-    #[test]
-    fn any_chunks_give_the_same_answers(
-        bodies in prop::collection::vec(
-            prop::collection::vec(prop::sample::select(b"xsl".to_vec()), 0..3000), 1..20),
-        cuts in prop::collection::vec(1usize..4000, 1..40),
-        window in prop::option::of(1usize..5000),
-        half_close in any::<bool>(),
-    ) {
-        let mut net = echo(limits());
-        let id = net.connect().unwrap();
-        let bytes: Vec<u8> = bodies.iter().flat_map(|body| request(body)).collect();
-        if let Some(window) = window {
-            net.window(id, window);
-        }
-        let mut got = Vec::new();
-        let (mut rest, mut i) = (&bytes[..], 0);
-        while !rest.is_empty() {
-            let (piece, after) = rest.split_at(cuts[i % cuts.len()].min(rest.len()));
-            net.send(id, piece);
-            net.run();
-            prop_assert!(net.endpoint.memory() <= 200_000 + 4000);
-            if i % 3 == 0 {
-                got.extend(net.take(id));
-                net.drain();
+/// Sends bytes in parts, reads as many, and ends; the thread gives what came back.
+fn peer(mut stream: TcpStream, seed: u64, len: usize) -> std::thread::JoinHandle<bool> {
+    std::thread::spawn(move || {
+        let all = bytes(seed, len);
+        let mut reader = stream.try_clone().unwrap();
+        let sent = all.clone();
+        let writer = std::thread::spawn(move || {
+            let mut random = StdRng::seed_from_u64(seed);
+            let mut rest = &sent[..];
+            while !rest.is_empty() {
+                let (part, after) = rest.split_at(random.random_range(1..200_000).min(rest.len()));
+                stream.write_all(part).unwrap();
+                rest = after;
             }
-            (rest, i) = (after, i + 1);
-        }
-        if half_close {
-            net.half_close(id);
-        }
-        for _ in 0..20_000 {
-            net.run();
-            let some = net.take(id);
-            net.drain();
-            if some.is_empty() && net.unread(id) == 0 && net.take(id).is_empty() && got.len() == answers(&bodies).len() {
-                break;
+            stream.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut back = Vec::new();
+        reader.read_to_end(&mut back).unwrap();
+        writer.join().unwrap();
+        back == all
+    })
+}
+
+#[test]
+fn everything_comes_back_in_order_through_both() {
+    for kind in KINDS {
+        for direct in [0, 300_000] {
+            let mut server = Server::new(kind, LEAST);
+            server.direct = direct;
+            let peers: Vec<_> = (0..12)
+                .map(|seed| peer(server.connect(), seed, 300_000 + seed as usize * 99_999))
+                .collect();
+            server.until("all peers have ended", |server| {
+                server.next == 13 && server.conns.is_empty()
+            });
+            for peer in peers {
+                assert!(peer.join().unwrap(), "{kind:?}");
             }
-            got.extend(some);
         }
-        prop_assert_eq!(&got, &answers(&bodies));
-        prop_assert_eq!(net.is_closed(id), half_close);
-        if half_close {
-            prop_assert_eq!(&net.endpoint.service().closed, &[(id, CloseReason::Peer)]);
-        }
-        prop_assert_eq!(net.endpoint.memory(), 0);
     }
 }
 
 #[test]
-fn a_request_in_many_parts_is_not_moved_again_when_taken() {
-    let mut net = echo(limits());
-    net.endpoint.service_mut().answer_late = false;
-    let id = net.connect().unwrap();
-    let bytes = request(&[b'l'; 2000]);
-    net.send_pieces(id, bytes.chunks(7));
-    let (_, taken) = &net.endpoint.service().late[0];
-    assert_eq!(taken.bytes(), bytes);
-    // One buffer of the next class is all that is held: no second copy.
-    assert_eq!(net.endpoint.memory(), 2048);
-}
-
-#[test]
-fn what_is_not_answered_stops_reading_and_outlives_its_connection() {
-    let mut net = echo(limits());
-    net.endpoint.service_mut().answer_late = false;
-    let id = net.connect().unwrap();
-    for _ in 0..10 {
-        net.send(id, &request(&[b'l'; 1000]));
-        net.run();
+fn a_connection_that_is_not_read_costs_bounded_memory() {
+    for kind in KINDS {
+        let mut server = Server::new(kind, LEAST);
+        let stream = server.connect();
+        let socket = socket2::SockRef::from(&stream);
+        socket.set_send_buffer_size(KERNEL).unwrap();
+        // It is received from before it is held.
+        server.until("it is there", |server| server.conns.len() == 1);
+        server.holds = true;
+        stream.set_nonblocking(true).unwrap();
+        let all = bytes(1, 8 << 20);
+        let (mut sent, mut stuck) = (0, 0);
+        while stuck < 50 {
+            match (&stream).write(&all[sent..]) {
+                Ok(len) => (sent, stuck) = (sent + len, 0),
+                Err(_) => stuck += 1,
+            }
+            server.turn();
+        }
+        assert!(sent < all.len() / 2, "{kind:?} took {sent} bytes");
+        if let Some(ring) = server.sockets.ring() {
+            let (copied, taken) = ring.held();
+            assert!(
+                copied <= LEAST_BYTES && taken <= LEAST_BYTES,
+                "{copied} {taken}"
+            );
+            assert!(copied > 0, "it was received from ahead");
+        }
+        stream.set_nonblocking(false).unwrap();
+        server.read_all();
+        let rest = all[sent..].to_vec();
+        let mut reader = stream.try_clone().unwrap();
+        let writer = std::thread::spawn(move || {
+            (&stream).write_all(&rest).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+        });
+        let back = std::thread::spawn(move || {
+            let mut back = Vec::new();
+            reader.read_to_end(&mut back).unwrap();
+            back
+        });
+        server.until("it has ended", |server| server.conns.is_empty());
+        writer.join().unwrap();
+        assert!(back.join().unwrap() == all, "{kind:?}");
+        if let Some(ring) = server.sockets.ring() {
+            assert_eq!(ring.held(), (0, 0));
+        }
     }
-    assert_eq!(
-        net.endpoint.service().late.len(),
-        1,
-        "paused after the first"
-    );
-    assert!(net.unread(id) > 0, "the rest stays with the peer");
-    net.reset(id);
-    net.run();
-    assert!(net.is_closed(id));
-    assert_eq!(net.endpoint.service().closed, [(id, CloseReason::Reset)]);
-    assert_eq!(net.endpoint.service().late[0].1.len(), 1004);
-    net.endpoint.service_mut().late.clear();
-    net.run();
-    assert_eq!(net.endpoint.memory(), 0);
-    let again = net.connect().unwrap();
-    assert_eq!(again.slot, id.slot);
-    assert_ne!(again, id);
 }
 
-#[test]
-fn a_half_closed_peer_gets_late_answers() {
-    let mut net = echo(limits());
-    net.endpoint.service_mut().answer_late = false;
-    let id = net.connect().unwrap();
-    net.send(id, &request(b"late"));
-    net.run();
-    net.half_close(id);
-    net.run();
-    assert!(!net.is_closed(id));
-    net.endpoint.service_mut().answer_late = true;
-    net.run();
-    assert_eq!(net.take(id), request(b"late"));
-    assert!(net.is_closed(id));
-}
+/// Bytes of the fewest buffers that a ring has.
+const LEAST_BYTES: usize = 16 * super::buffers::BUFFER;
 
 #[test]
-fn too_long_a_request_is_refused_before_it_comes() {
-    let mut net = echo(limits());
-    let id = net.connect().unwrap();
-    net.send(id, &u32::MAX.to_be_bytes());
-    net.run();
-    assert!(net.is_closed(id));
-    assert_eq!(
-        net.endpoint.service().closed,
-        [(id, CloseReason::RequestTooLarge)]
-    );
-}
-
-#[test]
-fn connections_are_limited_in_all_and_by_source() {
-    let mut net = echo(limits());
-    let local: Vec<_> = (0..45).filter_map(|_| net.connect()).collect();
-    assert_eq!(local.len(), 40);
-    let from = |i: u16| -> std::net::SocketAddr {
-        format!("[2001:db8:0:{}::{i}]:1000", i % 2).parse().unwrap()
-    };
-    let others = (0..20).filter(|&i| net.connect_from(from(i)).is_some());
-    assert_eq!(others.count(), 10);
-    assert_eq!(net.counters.refused_source.get(), 5);
-    assert_eq!(net.counters.refused.get(), 10);
-    net.reset(local[0]);
-    net.run();
-    assert!(net.connect().is_some());
-}
-
-#[test]
-fn the_silent_the_slow_and_the_trickling_are_closed() {
-    let mut net = echo(Limits {
-        idle: Duration::from_secs(100),
-        slow_reader: Duration::from_secs(5),
-        slow_request: Duration::from_secs(20),
-        ..limits()
+fn when_buffers_run_out_others_wait_and_a_begun_request_goes_on() {
+    const PEERS: usize = 40;
+    let mut server = Server::new(Kind::IoUring, LEAST);
+    let streams: Vec<TcpStream> = (0..PEERS).map(|_| server.connect()).collect();
+    server.until("all are there", |server| server.conns.len() == PEERS);
+    server.holds = true;
+    let peers = streams.into_iter().zip(0..);
+    let peers: Vec<_> = peers.map(|(s, seed)| peer(s, seed, 100_000)).collect();
+    server.until("there are none left", |server| server.sockets.is_dry());
+    // One whose request has memory is read although there are none.
+    let large = server.connect();
+    server.direct = 1 << 20;
+    server.until("it is there", |server| server.conns.len() == PEERS + 1);
+    server.holds = false;
+    let id = PEERS as Id + 1;
+    let all = bytes(77, 1 << 20);
+    let writer = std::thread::spawn(move || {
+        (&large).write_all(&all).unwrap();
+        let mut back = vec![0; all.len()];
+        (&large).read_exact(&mut back).unwrap();
+        back == all
     });
-    let [silent, reader, trickle, busy] = [(); 4].map(|()| net.connect().unwrap());
-    net.window(reader, 0);
-    net.send(reader, &request(b"x"));
-    let long = request(&[b'x'; 5000]);
-    let mut end = HashMap::new();
-    for second in 0..110 {
-        net.send(trickle, &long[second..=second]);
-        net.send(busy, &request(b"y"));
-        net.run();
-        for _ in 0..8 {
-            net.advance_time(Duration::from_millis(125));
-            net.run();
-        }
-        for id in [silent, reader, trickle, busy] {
-            if net.is_closed(id) {
-                end.entry(id).or_insert(second);
+    server.pump(id);
+    // The others are not pumped: nothing but `fill` moves.
+    let start = Instant::now();
+    while server.conns[&id].rest > 0 {
+        assert!(start.elapsed() < PATIENCE);
+        let mut events = Vec::new();
+        server
+            .sockets
+            .wait(Duration::from_millis(1), &mut events)
+            .unwrap();
+        for event in events {
+            if matches!(&event, Event::Filled { .. }) {
+                server.take(event);
+            } else {
+                server.events.push(event);
             }
         }
     }
-    let reasons: HashMap<_, _> = net.endpoint.service().closed.iter().copied().collect();
-    assert_eq!(reasons[&silent], CloseReason::Idle);
-    assert_eq!(reasons[&reader], CloseReason::SlowReader);
-    assert_eq!(reasons[&trickle], CloseReason::SlowRequest);
-    assert!(!net.is_closed(busy));
-    for (id, at) in [(silent, 100), (reader, 5), (trickle, 20)] {
-        assert!(
-            (at - 1..=at + 2).contains(&end[&id]),
-            "{} for {at}",
-            end[&id]
-        );
-    }
-}
-
-#[test]
-fn memory_in_all_is_bounded_and_comes_back() {
-    let mut net = echo(Limits {
-        in_flight: 1 << 20,
-        memory: 20_000,
-        slow_request: Duration::from_secs(5),
-        ..limits()
+    assert!(server.sockets.is_dry());
+    server.read_all();
+    server.until("all have their bytes", |_| {
+        writer.is_finished() && peers.iter().all(|peer| peer.is_finished())
     });
-    let ids: Vec<_> = (0..30).map(|_| net.connect().unwrap()).collect();
-    for &id in &ids {
-        net.send(id, &request(&[b'x'; 3000])[..2000]);
-        net.run();
-        assert!(
-            net.endpoint.memory() <= 20_000 * 5 / 4 + 4096,
-            "{}",
-            net.endpoint.memory()
-        );
+    assert!(writer.join().unwrap());
+    for peer in peers {
+        assert!(peer.join().unwrap());
     }
-    for _ in 0..160 {
-        net.advance_time(Duration::from_millis(125));
-        net.run();
+    server.until("buffers are there again", |server| !server.sockets.is_dry());
+}
+
+/// Connections are closed while the kernel receives, fills and sends for them, and others take their places.
+#[test]
+fn what_comes_late_finds_nobody() {
+    let mut server = Server::new(Kind::IoUring, LEAST);
+    let mut random = StdRng::seed_from_u64(3);
+    let mut peers: Vec<(TcpStream, Id)> = Vec::new();
+    for round in 0..600u64 {
+        let (stream, id) = (server.connect(), server.next);
+        server.direct = [0, 50_000][random.random_range(0..2)];
+        server.until("it is there", |server| server.next == id + 1);
+        // Some send in part, some are sent what they do not read.
+        stream.set_nonblocking(true).unwrap();
+        let _ = (&stream).write(&bytes(round, random.random_range(0..40_000)));
+        if random.random_ratio(1, 3)
+            && let Some(conn) = server.conns.get_mut(&id)
+        {
+            conn.out.push(vec![vec![7; 8 << 20].into()]);
+            server.pump(id);
+        }
+        peers.push((stream, id));
+        if random.random_ratio(1, 2) {
+            server.turn();
+        }
+        while peers.len() > random.random_range(0..10) {
+            let (stream, id) = peers.swap_remove(random.random_range(0..peers.len()));
+            // Either side ends it.
+            if random.random_ratio(1, 2)
+                && let Some(conn) = server.conns.remove(&id)
+            {
+                server.sockets.close(conn.socket);
+            }
+            drop(stream);
+        }
     }
-    assert_eq!(net.endpoint.memory(), 0);
-    let closed = &net.endpoint.service().closed;
-    assert!(
-        closed
-            .iter()
-            .any(|(_, reason)| *reason == CloseReason::Memory)
-    );
-    let id = net.connect().unwrap();
-    net.send(id, &request(b"works again"));
-    net.run();
-    assert_eq!(net.take(id), request(b"works again"));
+    peers.clear();
+    server.until("all have ended", |server| server.conns.is_empty());
+    // A new one is served as if nothing had been.
+    server.direct = 0;
+    let last = peer(server.connect(), 5, 500_000);
+    server.until("it has its bytes", |_| last.is_finished());
+    assert!(last.join().unwrap());
+    server.until("all have ended", |server| server.conns.is_empty());
+    let ring = server.sockets.ring().unwrap();
+    assert_eq!((ring.held(), ring.sending()), ((0, 0), 0));
+    assert!(ring.slots() < 30, "{} slots", ring.slots());
 }
 
 #[test]
-fn closing_sends_what_is_queued_and_aborting_does_not() {
-    let mut net = echo(limits());
-    let [a, b] = [(); 2].map(|()| net.connect().unwrap());
-    for (id, last) in [(a, b"c"), (b, b"a")] {
-        let mut bytes = request(b"x");
-        bytes.extend(request(last));
-        bytes.extend(request(b"never seen"));
-        net.send(id, &bytes);
+fn the_end_comes_with_everything_under_way() {
+    for kind in KINDS {
+        let mut server = Server::new(kind, LEAST);
+        server.direct = 1 << 20;
+        let peers: Vec<TcpStream> = (0..20).map(|_| server.connect()).collect();
+        server.until("all are there", |server| server.conns.len() == 20);
+        for (at, mut stream) in peers.iter().enumerate() {
+            stream.write_all(&bytes(at as u64, 10_000)).unwrap();
+        }
+        for (at, conn) in server.conns.values_mut().enumerate() {
+            if at % 2 == 0 {
+                conn.out.push(vec![vec![1; 16 << 20].into()]);
+            }
+        }
+        server.read_all();
+        server.turn();
+        drop(server);
+        for mut stream in peers {
+            // To the end, or a reset for what was not read.
+            let _ = stream.read_to_end(&mut Vec::new());
+        }
     }
-    net.run();
-    assert!(net.is_closed(a) && net.is_closed(b));
-    assert_eq!((net.take(a), net.take(b)), (request(b"x"), vec![]));
-    assert_eq!(net.endpoint.service().open, 0);
 }
 
 #[test]
-fn stopping_answers_what_is_owed() {
-    let mut net = echo(limits());
-    net.endpoint.service_mut().answer_late = false;
-    let [idle, owed] = [(); 2].map(|()| net.connect().unwrap());
-    net.send(owed, &request(b"l"));
-    net.run();
-    net.endpoint.stop();
-    net.run();
-    assert!(net.connect().is_none());
-    assert!(net.is_closed(idle) && !net.is_closed(owed));
-    net.endpoint.service_mut().answer_late = true;
-    net.run();
-    assert!(net.is_closed(owed));
-    assert_eq!(net.take(owed), request(b"l"));
-    assert_eq!(
-        net.endpoint.service().closed,
-        [(idle, CloseReason::Stop), (owed, CloseReason::Stop)]
-    );
+fn nobody_is_accepted_after_the_listeners_have_gone() {
+    for kind in KINDS {
+        let mut server = Server::new(kind, LEAST);
+        let first = peer(server.connect(), 1, 10);
+        server.until("it has its bytes", |_| first.is_finished());
+        assert!(first.join().unwrap());
+        server.sockets.stop_listening();
+        server.until("connections are refused", |server| {
+            TcpStream::connect(server.address).is_err()
+        });
+    }
+}
+
+#[test]
+fn a_wake_ends_a_sleep() {
+    for kind in KINDS {
+        let wake = Wake::new().unwrap();
+        let mut sockets = Sockets::new(kind, wake.descriptor(), LEAST).unwrap();
+        sockets.start().unwrap();
+        for _ in 0..3 {
+            wake.arm();
+            std::thread::scope(|scope| {
+                scope.spawn(|| wake.wake());
+                let start = Instant::now();
+                sockets.wait(PATIENCE, &mut Vec::new()).unwrap();
+                assert!(start.elapsed() < PATIENCE);
+            });
+            wake.disarm();
+        }
+    }
 }

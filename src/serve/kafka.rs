@@ -1,23 +1,16 @@
 //! Kafka's protocol over the kernel's TCP: threads, each with its listeners, connections and part of the broker.
 //!
-//! Every thread listens on every address (SO_REUSEPORT: the kernel spreads connections) and serves its
-//! connections alone. Invariants: a connection whose requests cannot be begun, or whose peer does not take its
-//! answers, is not read from, so it costs bounded memory; a thread sleeps only when neither sockets nor shards
-//! nor deadlines have anything for it; at the stop every batch that a shard holds is answered before the
-//! thread ends.
+//! Every thread listens on every address (SO_REUSEPORT: the kernel spreads connections) and serves its connections alone
+//! (module [`connections`](super::connections)); here is what they are given and how they start and stop.
 
-use std::collections::{BTreeSet, HashSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use mio::net::{TcpListener, TcpStream};
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
 use rustls::ServerConfig;
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use rand::RngExt;
 
@@ -30,54 +23,34 @@ use crate::broker::security::acl::Rules;
 use crate::broker::security::quota::Quotas;
 use crate::broker::security::sasl::Users;
 use crate::broker::security::{Loaded, Proof, Security};
-use crate::broker::session::{LENGTH_LEN, Limits};
+use crate::broker::session::Limits;
 use crate::broker::topics::{OFFSETS_TOPIC, Topics};
-use crate::broker::worker::{self, Broker, Close, Connection, ShardLink, Worker};
+use crate::broker::worker::{self, Broker, ShardLink, Worker};
 use crate::config::Config;
-use crate::config::kafka::{Kafka, Listener};
-use crate::config::memory;
-use crate::memory::budget::{Budget, Charge, Part};
+use crate::config::kafka::{Kafka, Listener, Transport};
+use crate::fallback::{Kind, Sockets};
+use crate::memory::budget::{Budget, Part};
 use crate::memory::spsc::{Consumer, Producer};
 use crate::memory::wake::Wake;
 use crate::shard::link::{BatchLink, link};
-use crate::shard::{Ack, Inbound, Now, ShardStats};
+use crate::shard::{Ack, Inbound, ShardStats};
 use crate::storage::lsm::Store;
 use crate::storage::{LogReader, WalShared, WalWriter};
 
 use super::Error;
-use super::intake::{Hold, Intake};
+use super::connections::{Thread, TlsOfListeners};
 use super::live::LiveTopics;
-use super::send::Outbox;
-use super::tls::{self, Transport};
-use super::topics;
+use super::{tls, topics};
 
 /// Connections that the kernel holds until they are accepted.
 const BACKLOG: i32 = 1024;
-/// Bytes read at a time: several requests of a usual producer, one read for a whole fetch request.
-const READ: usize = 128 << 10;
-/// Bytes that a request lacks from which on they are read into its own memory; fewer come with what follows them.
-const DIRECT: usize = 32 << 10;
-/// Unsent bytes beyond which a connection's requests are not read.
-const MAX_CONNECTION_UNSENT: usize = 1 << 20;
-/// While others wait for memory, a connection that moves neither its request nor its answers on is closed after so long.
-const STALL: Duration = Duration::from_secs(10);
-/// Events taken at a time.
-const EVENTS: usize = 1024;
-/// How often idle connections are looked for.
-const SWEEP: Duration = Duration::from_secs(1);
-/// How long a stop waits for shards' answers.
-const STOP_PATIENCE: Duration = Duration::from_secs(10);
-/// A connection without traffic is probed after so long.
-const KEEPALIVE: Duration = Duration::from_secs(60);
+/// What the setting "auto" means: see docs/performance.md.
+const AUTO: Kind = Kind::Epoll;
 /// Bytes of a record batch that clients make by default, at most (librdkafka's `message.max.bytes`).
 const CLIENT_BATCH: usize = 1_000_000;
-/// A connection has so long for TLS and to prove who it is.
-const PROOF_PATIENCE: Duration = Duration::from_secs(30);
-
-const WAKE: Token = Token(usize::MAX);
-/// Tokens from here on are listeners.
-const LISTENERS: usize = usize::MAX - 1024;
-
+/// Of a thread's share of memory for requests, one part in so many is for what sockets receive ahead of it: as much as
+/// its other parts leave.
+const AHEAD_PART: u64 = 32;
 /// Partitions of the topic of committed offsets where there is none yet: they spread groups over shards.
 const OFFSETS_PARTITIONS: u32 = 16;
 
@@ -288,9 +261,6 @@ fn security(kafka: &Kafka) -> Loaded {
     }
 }
 
-/// TLS of each listener, the same for all threads.
-type TlsOfListeners = Arc<RwLock<Vec<Option<Arc<ServerConfig>>>>>;
-
 /// Reads the listeners' files.
 fn load_tls(listeners: &[Listener]) -> Result<Vec<Option<Arc<ServerConfig>>>, String> {
     let tls = listeners.iter().map(|listener| listener.tls.as_ref());
@@ -326,7 +296,15 @@ impl Threads {
             handles: Vec::new(),
             addresses: config.listeners.iter().map(|l| l.address).collect(),
         };
+        let mut kind = match config.transport {
+            Transport::Epoll => Kind::Epoll,
+            Transport::Auto => AUTO,
+            Transport::IoUring => Kind::IoUring,
+        };
+        let requests = broker.memory.account(Part::Requests).share(broker.threads);
+        let ahead = (requests.bytes() / AHEAD_PART) as usize;
         for (index, (links, wake)) in workers.into_iter().zip(wakes).enumerate() {
+            let mut sockets = sockets(&mut kind, &wake, ahead)?;
             let mut listeners = Vec::new();
             for address in &mut threads.addresses {
                 let listener = listen(*address)
@@ -337,13 +315,15 @@ impl Threads {
             }
             let broker = Arc::clone(broker);
             let tls = Arc::clone(&tls);
-            let thread = Thread::new(config, broker, index, links, wake, listeners, tls)?;
+            sockets.listen(listeners)?;
+            let thread = Thread::new(config, broker, index, links, wake, sockets, tls);
             let stop = Arc::clone(&stop);
             let handle = std::thread::Builder::new()
                 .name(format!("kafka-{index}"))
                 .spawn(move || thread.run(&stop))?;
             threads.handles.push(handle);
         }
+        tracing::info!("Kafka clients: served by {}", kind.name());
         Ok(threads)
     }
 
@@ -391,12 +371,21 @@ impl Threads {
     }
 }
 
-/// Bytes of a connection.
-fn cost(tls: bool) -> u64 {
-    match tls {
-        true => memory::TLS_CONNECTION,
-        false => memory::CONNECTION,
+/// The sockets of a thread that `wake` wakes. Where io_uring was left to the machine, or is asked for and not to be had,
+/// `kind` becomes what there is, for the threads that follow, too.
+fn sockets(kind: &mut Kind, wake: &Wake, memory: usize) -> io::Result<Sockets> {
+    if *kind == Kind::IoUring {
+        match Sockets::new(*kind, wake.descriptor(), memory) {
+            Ok(sockets) => return Ok(sockets),
+            Err(error) => {
+                tracing::warn!(
+                    "Kafka clients are served by epoll: io_uring cannot be used ({error}); it takes Linux 6.1"
+                );
+                *kind = Kind::Epoll;
+            }
+        }
     }
+    Sockets::new(*kind, wake.descriptor(), memory)
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -413,595 +402,5 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    Ok(TcpListener::from_std(socket.into()))
-}
-
-/// Appends what a socket has, `rest` bytes at most, to part of a request that lacks so many.
-fn read_more(stream: &TcpStream, input: &mut Vec<u8>, rest: usize) -> io::Result<usize> {
-    input.reserve_exact(rest);
-    let len = SockRef::from(stream).recv(&mut input.spare_capacity_mut()[..rest])?;
-    // SAFETY: recv has written that many bytes of the spare capacity.
-    unsafe { input.set_len(input.len() + len) };
-    Ok(len)
-}
-
-struct Conn {
-    stream: Transport,
-    peer: SocketAddr,
-    started: Instant,
-    /// Who its certificate is for is known, or there is no need to.
-    named: bool,
-    /// When it is looked at again because it is muted, in nanoseconds of the broker's clock.
-    timer: Option<u64>,
-    state: Connection,
-    /// Part of a request, and the memory that it has.
-    input: Vec<u8>,
-    hold: Hold,
-    /// What the connection itself takes.
-    _memory: Charge,
-    /// Bytes that the request at its front has.
-    need: usize,
-    out: Outbox,
-    /// The socket may have bytes; it may take some.
-    readable: bool,
-    writable: bool,
-    /// A whole request could not be begun.
-    blocked: bool,
-    /// No more requests: what was answered is sent, then it is closed.
-    closing: bool,
-    /// Not before its time is over: who guesses passwords is to wait.
-    held: bool,
-    last: Instant,
-}
-
-struct Thread {
-    poll: Poll,
-    wake: Arc<Wake>,
-    listeners: Vec<TcpListener>,
-    tls: TlsOfListeners,
-    worker: Worker,
-    broker: Arc<Broker>,
-    conns: Vec<Option<Conn>>,
-    generations: Vec<u32>,
-    free: Vec<usize>,
-    blocked: HashSet<usize>,
-    /// Muted connections by the time at which they are read on.
-    timers: BTreeSet<(u64, usize)>,
-    intake: Intake,
-    /// Requests were left unread because too much is unsent.
-    full: bool,
-    /// What a connection takes, by listener.
-    costs: Vec<u64>,
-    scratch: Vec<u8>,
-    max_connections: u64,
-    idle: Duration,
-    authentication_delay_ms: u64,
-    next_sweep: Instant,
-    accepting: bool,
-}
-
-/// What is to become of a connection.
-enum Fate {
-    Stays,
-    Goes,
-}
-
-impl Thread {
-    fn new(
-        config: &Kafka,
-        broker: Arc<Broker>,
-        index: usize,
-        links: Vec<ShardLink>,
-        wake: Arc<Wake>,
-        mut listeners: Vec<TcpListener>,
-        tls: TlsOfListeners,
-    ) -> io::Result<Self> {
-        let poll = Poll::new()?;
-        let registry = poll.registry();
-        registry.register(&mut SourceFd(&wake.descriptor()), WAKE, Interest::READABLE)?;
-        for (index, listener) in listeners.iter_mut().enumerate() {
-            registry.register(listener, Token(LISTENERS + index), Interest::READABLE)?;
-        }
-        let costs = tls
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .map(|tls| cost(tls.is_some()))
-            .collect();
-        let now = Instant::now();
-        Ok(Self {
-            poll,
-            wake,
-            listeners,
-            worker: Worker::new(Arc::clone(&broker), index, links),
-            conns: Vec::new(),
-            generations: Vec::new(),
-            free: Vec::new(),
-            blocked: HashSet::new(),
-            timers: BTreeSet::new(),
-            intake: Intake::new(&broker.memory.account(Part::Requests).share(broker.threads)),
-            full: false,
-            costs,
-            scratch: vec![0; READ],
-            tls,
-            broker,
-            max_connections: u64::from(config.max_connections),
-            idle: config.idle_timeout,
-            authentication_delay_ms: config.failed_authentication_delay.as_millis() as u64,
-            next_sweep: now + SWEEP,
-            accepting: true,
-        })
-    }
-
-    fn now(&self) -> Now {
-        self.broker.now()
-    }
-
-    fn run(mut self, stop: &AtomicBool) -> Worker {
-        let mut events = Events::with_capacity(EVENTS);
-        let mut stopping: Option<Instant> = None;
-        loop {
-            if stop.load(Relaxed) && stopping.is_none() {
-                stopping = Some(Instant::now() + STOP_PATIENCE);
-                self.accepting = false;
-                self.listeners.clear();
-            }
-            if let Some(until) = stopping
-                && (self.worker.on_their_way() == 0 || Instant::now() > until)
-            {
-                // What is answered goes out as far as the sockets take it.
-                for at in 0..self.conns.len() {
-                    self.pump(at);
-                }
-                return self.worker;
-            }
-            self.wake.arm();
-            let timeout = if self.worker.has_news() {
-                Duration::ZERO
-            } else {
-                self.patience(stopping.is_some())
-            };
-            let polled = self.poll.poll(&mut events, Some(timeout));
-            self.wake.disarm();
-            if let Err(error) = polled
-                && error.kind() != io::ErrorKind::Interrupted
-            {
-                tracing::error!("kafka: waiting for sockets failed: {error}");
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            for event in &events {
-                match event.token() {
-                    WAKE => {}
-                    Token(token) if token >= LISTENERS => self.accept(token - LISTENERS),
-                    Token(at) => {
-                        if let Some(Some(conn)) = self.conns.get_mut(at) {
-                            conn.readable |= event.is_readable() || event.is_read_closed();
-                            conn.writable |= event.is_writable() || event.is_error();
-                            self.pump(at);
-                        }
-                    }
-                }
-            }
-            self.progress();
-            if std::mem::replace(&mut self.full, self.worker.is_full()) && !self.full {
-                for at in std::mem::take(&mut self.blocked) {
-                    self.pump(at);
-                }
-            }
-            self.unmute();
-            self.sweep();
-        }
-    }
-
-    fn patience(&self, stopping: bool) -> Duration {
-        let mut patience = SWEEP;
-        if stopping {
-            patience = Duration::from_millis(1);
-        }
-        let timer = self.timers.first().map(|(until, _)| *until);
-        if let Some(deadline) = self.worker.next_deadline().into_iter().chain(timer).min() {
-            let now = self.now().mono_ns;
-            // Rounded up: a sleep that ends just before the deadline would be followed by a useless one.
-            let left = Duration::from_nanos(deadline.saturating_sub(now));
-            patience = patience.min(left + Duration::from_micros(100));
-        }
-        patience
-    }
-
-    fn accept(&mut self, listener: usize) {
-        loop {
-            let Some(socket) = self.listeners.get(listener) else {
-                return;
-            };
-            match socket.accept() {
-                Ok((stream, peer)) => {
-                    if let Err(error) = self.admit(stream, peer, listener) {
-                        tracing::debug!("kafka: a connection was not taken: {error}");
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    // Such as no more descriptors: the listener stays readable, so it is asked again.
-                    tracing::warn!("kafka: a connection could not be accepted: {error}");
-                    self.broker.counters.refused.fetch_add(1, Relaxed);
-                    std::thread::sleep(Duration::from_millis(1));
-                    return;
-                }
-            }
-        }
-    }
-
-    fn admit(
-        &mut self,
-        mut stream: TcpStream,
-        peer: SocketAddr,
-        listener: usize,
-    ) -> io::Result<()> {
-        let counters = &self.broker.counters;
-        let mut memory = Charge::new(self.broker.memory.account(Part::Connections));
-        if counters.open.fetch_add(1, Relaxed) >= self.max_connections
-            || !memory.try_set(self.costs[listener])
-        {
-            counters.open.fetch_sub(1, Relaxed);
-            counters.refused.fetch_add(1, Relaxed);
-            return Ok(());
-        }
-        counters.accepted.fetch_add(1, Relaxed);
-        let at = self.free.pop().unwrap_or_else(|| {
-            self.conns.push(None);
-            self.generations.push(0);
-            self.conns.len() - 1
-        });
-        let prepared = stream.set_nodelay(true).and_then(|()| -> io::Result<_> {
-            SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            self.poll
-                .registry()
-                .register(&mut stream, Token(at), interest)?;
-            let local = stream.local_addr()?;
-            let all = self.tls.read().unwrap_or_else(PoisonError::into_inner);
-            let tls = all.get(listener).and_then(Option::as_ref);
-            Ok((local, Transport::new(stream, tls)?))
-        });
-        let (local, stream) = match prepared {
-            Ok(prepared) => prepared,
-            Err(error) => {
-                self.free.push(at);
-                self.broker.counters.open.fetch_sub(1, Relaxed);
-                return Err(error);
-            }
-        };
-        let id = u64::from(self.generations[at]) << 32 | at as u64;
-        let sasl = self.broker.listeners[listener].proof.sasl;
-        self.conns[at] = Some(Conn {
-            // Who logs in by SASL is known by that.
-            named: sasl || matches!(stream, Transport::Plain(_)),
-            stream,
-            peer,
-            started: Instant::now(),
-            timer: None,
-            state: Connection::new(id, local, peer, &self.broker, listener),
-            input: Vec::new(),
-            hold: Hold::default(),
-            _memory: memory,
-            need: 0,
-            out: Outbox::default(),
-            readable: true,
-            writable: true,
-            blocked: false,
-            closing: false,
-            held: false,
-            last: Instant::now(),
-        });
-        self.pump(at);
-        Ok(())
-    }
-
-    /// Takes in what the worker completed.
-    fn progress(&mut self) {
-        // Each turn may free what another connection waits for.
-        loop {
-            let now = self.now();
-            let work = self.worker.poll(now);
-            for done in self.worker.completed() {
-                let at = done.connection as u32 as usize;
-                match self.conns.get_mut(at) {
-                    Some(Some(conn)) if conn.state.id() == done.connection => {
-                        self.worker.finish(&mut conn.state, done, now);
-                        conn.last = Instant::now();
-                        self.pump(at);
-                    }
-                    _ => {
-                        let bytes = done.answer.iter().map(|piece| piece.len()).sum();
-                        self.worker.sent(bytes);
-                    }
-                }
-            }
-            if work == 0 || self.blocked.is_empty() {
-                return;
-            }
-            for at in std::mem::take(&mut self.blocked) {
-                self.pump(at);
-            }
-        }
-    }
-
-    /// Moves a connection on: begins requests, sends answers, reads more.
-    fn pump(&mut self, at: usize) {
-        let Some(mut conn) = self.conns.get_mut(at).and_then(Option::take) else {
-            return;
-        };
-        let begun = conn.state.is_timed().then(Instant::now);
-        let fate = self.turn(&mut conn);
-        if let Some(begun) = begun {
-            conn.state.charge(begun.elapsed(), self.now());
-        }
-        self.intake.settle(&mut conn.hold, &conn.input);
-        match fate {
-            Fate::Stays => {
-                let until = conn.state.muted_until_ns();
-                if conn.timer != Some(until) && until > self.now().mono_ns {
-                    if let Some(before) = conn.timer.replace(until) {
-                        self.timers.remove(&(before, at));
-                    }
-                    self.timers.insert((until, at));
-                }
-                if conn.blocked {
-                    self.blocked.insert(at);
-                }
-                self.conns[at] = Some(conn);
-            }
-            Fate::Goes => self.drop_connection(at, conn),
-        }
-    }
-
-    /// Reads on from connections whose time is over.
-    fn unmute(&mut self) {
-        let now = self.now().mono_ns;
-        while let Some(&(until, at)) = self.timers.first()
-            && until <= now
-        {
-            self.timers.pop_first();
-            if let Some(Some(conn)) = self.conns.get_mut(at) {
-                conn.timer = None;
-                self.pump(at);
-            }
-        }
-    }
-
-    fn drop_connection(&mut self, at: usize, mut conn: Conn) {
-        conn.stream.close();
-        if let Some(until) = conn.timer {
-            self.timers.remove(&(until, at));
-        }
-        self.intake.give(std::mem::take(&mut conn.input));
-        self.intake.renew(&mut conn.hold, &conn.input);
-        let mut bytes = conn.out.unsent();
-        while let Some(answer) = conn.state.session().next_answer() {
-            bytes += answer.iter().map(|piece| piece.len()).sum::<usize>();
-        }
-        self.worker.sent(bytes);
-        self.worker.closed(conn.state.id());
-        self.broker.counters.open.fetch_sub(1, Relaxed);
-        self.blocked.remove(&at);
-        self.generations[at] = self.generations[at].wrapping_add(1);
-        self.free.push(at);
-    }
-
-    fn turn(&mut self, conn: &mut Conn) -> Fate {
-        loop {
-            if !conn.closing && !conn.input.is_empty() {
-                let input = std::mem::take(&mut conn.input);
-                conn.input = self.begin(conn, input);
-            }
-            if conn.held && conn.state.muted_until_ns() > self.now().mono_ns {
-                return Fate::Stays;
-            }
-            if self.flush(conn).is_err() {
-                return Fate::Goes;
-            }
-            if conn.closing {
-                return match conn.out.is_empty() && !conn.stream.unsent() {
-                    true => Fate::Goes,
-                    false => Fate::Stays,
-                };
-            }
-            let muted = conn.state.muted_until_ns() > self.now().mono_ns;
-            let held = conn.blocked || muted || conn.out.unsent() > MAX_CONNECTION_UNSENT;
-            if !conn.readable || held || !self.accepting {
-                return Fate::Stays;
-            }
-            let need = conn.need.max(LENGTH_LEN);
-            if !self.intake.admits(&mut conn.hold, &mut conn.input, need) {
-                return Fate::Stays;
-            }
-            // The rest of a large request goes where the request is, without a copy between.
-            let rest = conn.need.saturating_sub(conn.input.len());
-            let plain = matches!(conn.stream, Transport::Plain(_));
-            let direct = plain && !conn.input.is_empty() && rest >= DIRECT;
-            let read = match &conn.stream {
-                Transport::Plain(stream) if direct => read_more(stream, &mut conn.input, rest),
-                _ => conn.stream.read(&mut self.scratch),
-            };
-            match read {
-                Ok(0) => return Fate::Goes,
-                Ok(len) => {
-                    conn.last = Instant::now();
-                    if !conn.named {
-                        conn.named = true;
-                        if let Some(name) = conn.stream.principal() {
-                            conn.state.set_principal(&name);
-                        }
-                    }
-                    if direct {
-                        if len < rest {
-                            continue;
-                        }
-                        let input = std::mem::take(&mut conn.input);
-                        conn.input = self.begin(conn, input);
-                    } else if conn.input.is_empty() {
-                        let scratch = std::mem::take(&mut self.scratch);
-                        let consumed = self.consume(conn, &scratch[..len]);
-                        conn.input.extend_from_slice(&scratch[consumed..len]);
-                        self.scratch = scratch;
-                    } else {
-                        if conn.input.capacity() < conn.need {
-                            let more = conn.need - conn.input.len();
-                            conn.input.reserve_exact(more.max(len));
-                        }
-                        conn.input.extend_from_slice(&self.scratch[..len]);
-                        if conn.input.len() < conn.need {
-                            continue;
-                        }
-                        let input = std::mem::take(&mut conn.input);
-                        conn.input = self.begin(conn, input);
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    conn.readable = false;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    if error.kind() == io::ErrorKind::InvalidData {
-                        tracing::info!("kafka: TLS with {} failed: {error}", conn.peer);
-                        self.broker.counters.tls_failed.fetch_add(1, Relaxed);
-                    }
-                    return Fate::Goes;
-                }
-            }
-        }
-    }
-
-    /// Begins the requests in `input`; gives the rest.
-    fn begin(&mut self, conn: &mut Conn, mut input: Vec<u8>) -> Vec<u8> {
-        let consumed = self.consume(conn, &input);
-        if consumed == 0 {
-            return input;
-        }
-        if consumed == input.len() {
-            self.intake.give(std::mem::take(&mut input));
-        } else if input.capacity() > READ {
-            // What is left is the beginning of another request.
-            let rest = input[consumed..].to_vec();
-            self.intake.give(std::mem::replace(&mut input, rest));
-        } else {
-            input.drain(..consumed);
-        }
-        self.intake.renew(&mut conn.hold, &input);
-        input
-    }
-
-    fn consume(&mut self, conn: &mut Conn, input: &[u8]) -> usize {
-        let now = self.now();
-        let mut consumed = 0;
-        loop {
-            match self
-                .worker
-                .received(&mut conn.state, &input[consumed..], now)
-            {
-                Ok(received) => {
-                    consumed += received.consumed;
-                    conn.need = received.need;
-                    conn.blocked = received.blocked;
-                    let answered = self.collect(conn);
-                    // What was answered at once may have been what the next request waited for.
-                    if !(received.blocked && answered && received.consumed > 0) {
-                        return consumed;
-                    }
-                }
-                Err(reason) => {
-                    let session = conn.state.session();
-                    tracing::info!(
-                        "kafka: closed a connection of client {:?} ({}): {reason:?}",
-                        session.client_id(),
-                        session.software()
-                    );
-                    self.collect(conn);
-                    conn.closing = true;
-                    conn.blocked = false;
-                    if reason == Close::AuthenticationFailed {
-                        conn.held = true;
-                        conn.state.mute(self.authentication_delay_ms, now);
-                    }
-                    return input.len();
-                }
-            }
-        }
-    }
-
-    /// Moves answers to the pieces that are to be sent.
-    fn collect(&mut self, conn: &mut Conn) -> bool {
-        let mut any = false;
-        while let Some(answer) = conn.state.session().next_answer() {
-            conn.out.push(answer);
-            any = true;
-        }
-        any
-    }
-
-    fn flush(&mut self, conn: &mut Conn) -> io::Result<()> {
-        self.collect(conn);
-        while conn.writable {
-            if conn.out.is_empty() {
-                conn.writable = conn.stream.flush()?;
-                break;
-            }
-            match conn.out.write(&mut conn.stream) {
-                Ok(len) => {
-                    conn.last = Instant::now();
-                    self.worker.sent(len);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    conn.writable = false;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Closes connections that were idle for too long, and moves on what was held by the others' memory.
-    fn sweep(&mut self) {
-        let now = Instant::now();
-        if now < self.next_sweep {
-            return;
-        }
-        self.next_sweep = now + SWEEP;
-        let starved = self.intake.take_starved() | self.worker.is_full();
-        for at in 0..self.conns.len() {
-            let Some(Some(conn)) = self.conns.get_mut(at) else {
-                continue;
-            };
-            conn.out.let_go(now);
-            let waits = conn.state.session().waiting() > 0 || conn.timer.is_some();
-            let unproved = !conn.state.is_proved() || conn.stream.handshaking();
-            if unproved && now.duration_since(conn.started) > PROOF_PATIENCE {
-                self.broker.counters.late.fetch_add(1, Relaxed);
-                if let Some(conn) = self.conns[at].take() {
-                    self.drop_connection(at, conn);
-                }
-            } else if !waits && now.duration_since(conn.last) > self.idle {
-                self.broker.counters.idle.fetch_add(1, Relaxed);
-                if let Some(conn) = self.conns[at].take() {
-                    self.drop_connection(at, conn);
-                }
-            } else if starved
-                && (conn.out.unsent() > 0 || conn.hold.is_reserved() && !conn.blocked)
-                && now.duration_since(conn.last) > STALL
-            {
-                tracing::info!(
-                    "kafka: closed the connection of {}: it stands still and holds memory that others wait for",
-                    conn.peer
-                );
-                self.broker.counters.stalled.fetch_add(1, Relaxed);
-                if let Some(conn) = self.conns[at].take() {
-                    self.drop_connection(at, conn);
-                }
-            } else if conn.readable || conn.blocked {
-                self.pump(at);
-            }
-        }
-    }
+    Ok(socket.into())
 }

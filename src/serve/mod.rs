@@ -7,6 +7,7 @@
 
 mod answers;
 pub mod backoff;
+mod connections;
 mod intake;
 mod kafka;
 mod lcores;
@@ -15,7 +16,6 @@ mod memory;
 mod news;
 pub(crate) mod ports;
 pub mod preflight;
-mod send;
 mod stats;
 mod store;
 pub mod tls;

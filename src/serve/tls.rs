@@ -7,15 +7,17 @@
 use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
 
-use mio::net::TcpStream;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection};
-use socket2::SockRef;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
 use crate::config::kafka::Tls as Files;
+use crate::fallback::{Chunk, Message, Outbox, Socket, Sockets};
+
+/// Pieces encrypted at a time; rustls takes 64 KiB of them at most.
+const SLICES: usize = 64;
 
 /// Reads a listener's files.
 pub(super) fn load(files: &Files) -> Result<Arc<ServerConfig>, String> {
@@ -62,43 +64,46 @@ pub(super) fn load(files: &Files) -> Result<Arc<ServerConfig>, String> {
 }
 
 /// A connection's bytes.
-pub(super) enum Transport {
+pub(super) enum Stream {
     /// As they are.
-    Plain(TcpStream),
+    Plain(Socket),
     /// Encrypted.
     Tls(Box<Encrypted>),
 }
 
 pub(super) struct Encrypted {
-    stream: TcpStream,
+    socket: Socket,
     tls: ServerConnection,
+    /// Encrypted bytes that wait to be sent, where a socket does not take them at once.
+    out: Outbox,
 }
 
-impl Transport {
+impl Stream {
     /// Of a connection that was accepted.
-    pub(super) fn new(stream: TcpStream, tls: Option<&Arc<ServerConfig>>) -> io::Result<Self> {
-        Ok(match tls {
-            None => Transport::Plain(stream),
-            Some(config) => {
-                let tls = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
-                Transport::Tls(Box::new(Encrypted { stream, tls }))
-            }
-        })
+    pub(super) fn new(socket: Socket, tls: Option<ServerConnection>) -> Self {
+        match tls {
+            None => Stream::Plain(socket),
+            Some(tls) => Stream::Tls(Box::new(Encrypted {
+                socket,
+                tls,
+                out: Outbox::default(),
+            })),
+        }
     }
 
     /// Whether its handshake is not over.
     pub(super) fn handshaking(&self) -> bool {
         match self {
-            Transport::Plain(_) => false,
-            Transport::Tls(encrypted) => encrypted.tls.is_handshaking(),
+            Stream::Plain(_) => false,
+            Stream::Tls(encrypted) => encrypted.tls.is_handshaking(),
         }
     }
 
     /// Who the peer's certificate, which was verified, is for: its name as Kafka has it, such as `CN=me,O=us`.
     pub(super) fn principal(&self) -> Option<String> {
         match self {
-            Transport::Plain(_) => None,
-            Transport::Tls(encrypted) => {
+            Stream::Plain(_) => None,
+            Stream::Tls(encrypted) => {
                 let certificate = encrypted.tls.peer_certificates()?.first()?;
                 let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
                 Some(distinguished_name(parsed.subject()))
@@ -106,94 +111,187 @@ impl Transport {
         }
     }
 
-    /// Reads what has arrived; 0: there will be no more.
-    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    /// Reads what has arrived; an empty chunk: there will be no more.
+    pub(super) fn read(&mut self, sockets: &mut Sockets) -> io::Result<Chunk> {
         match self {
-            Transport::Plain(stream) => stream.read(buffer),
-            Transport::Tls(encrypted) => encrypted.read(buffer),
+            Stream::Plain(socket) => sockets.read(socket),
+            Stream::Tls(encrypted) => {
+                let mut chunk = sockets.blank();
+                match encrypted.read(sockets, chunk.room()) {
+                    Ok(len) => {
+                        chunk.set_len(len);
+                        Ok(chunk)
+                    }
+                    Err(error) => {
+                        sockets.give(chunk);
+                        Err(error)
+                    }
+                }
+            }
         }
     }
 
-    /// Takes bytes to send; `more`: others follow at once, with which they share packets.
-    pub(super) fn write_vectored(
-        &mut self,
-        slices: &[IoSlice<'_>],
-        more: bool,
-    ) -> io::Result<usize> {
+    /// Takes bytes of an outbox to send, and gives how many.
+    pub(super) fn send(&mut self, sockets: &mut Sockets, out: &mut Outbox) -> io::Result<usize> {
         match self {
-            Transport::Plain(stream) if more => {
-                let flags = libc::MSG_MORE | libc::MSG_NOSIGNAL;
-                SockRef::from(&*stream).send_vectored_with_flags(slices, flags)
+            Stream::Plain(socket) => out.send(sockets, socket),
+            Stream::Tls(encrypted) => {
+                let mut slices = [IoSlice::new(&[]); SLICES];
+                let count = out.slices(&mut slices);
+                let taken = encrypted.write_vectored(sockets, &slices[..count])?;
+                if taken == 0 {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+                out.took(taken);
+                Ok(taken)
             }
-            Transport::Plain(stream) => stream.write_vectored(slices),
-            Transport::Tls(encrypted) => encrypted.write_vectored(slices),
+        }
+    }
+
+    /// What was on its way comes back, so many bytes of it sent; gives how many of the outbox's these are.
+    pub(super) fn sent(
+        &mut self,
+        sockets: &mut Sockets,
+        out: &mut Outbox,
+        message: Box<Message>,
+        sent: usize,
+    ) -> usize {
+        match self {
+            Stream::Plain(_) => {
+                out.sent(sockets, message, sent);
+                sent
+            }
+            Stream::Tls(encrypted) => {
+                encrypted.out.sent(sockets, message, sent);
+                0
+            }
+        }
+    }
+
+    /// Asks for pieces back that were handed over to be sent.
+    pub(super) fn call_back(&mut self, sockets: &mut Sockets) {
+        if let Stream::Plain(socket) = self {
+            sockets.call_back(socket);
         }
     }
 
     /// Sends what was taken; false: the socket does not take all of it now.
-    pub(super) fn flush(&mut self) -> io::Result<bool> {
+    pub(super) fn flush(&mut self, sockets: &mut Sockets) -> io::Result<bool> {
         match self {
-            Transport::Plain(_) => Ok(true),
-            Transport::Tls(encrypted) => encrypted.push(),
+            Stream::Plain(_) => Ok(true),
+            Stream::Tls(encrypted) => encrypted.push(sockets),
         }
     }
 
     /// Whether bytes that were taken are not sent.
     pub(super) fn unsent(&self) -> bool {
         match self {
-            Transport::Plain(_) => false,
-            Transport::Tls(encrypted) => encrypted.tls.wants_write(),
+            Stream::Plain(_) => false,
+            Stream::Tls(encrypted) => encrypted.tls.wants_write() || !encrypted.out.is_empty(),
         }
     }
 
-    /// Says that no more is sent, as far as the socket takes it.
-    pub(super) fn close(&mut self) {
-        if let Transport::Tls(encrypted) = self {
-            encrypted.tls.send_close_notify();
-            // The peer sees the end of the connection in any case.
-            let _ = encrypted.push();
+    /// Closes it, and says so as far as the socket takes it.
+    pub(super) fn close(self, sockets: &mut Sockets) {
+        match self {
+            Stream::Plain(socket) => sockets.close(socket),
+            Stream::Tls(mut encrypted) => {
+                encrypted.tls.send_close_notify();
+                // The peer sees the end of the connection in any case.
+                let _ = encrypted.push(sockets);
+                sockets.close(encrypted.socket);
+            }
         }
     }
 }
 
-impl Encrypted {
+/// An encrypted connection's socket, as rustls wants it.
+struct Raw<'a> {
+    sockets: &'a mut Sockets,
+    socket: &'a Socket,
+    out: &'a mut Outbox,
+}
+
+impl Read for Raw<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.sockets.copy(self.socket, buffer)
+    }
+}
+
+impl Write for Raw<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.sockets.write(self.socket, slices, self.out)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Encrypted {
+    fn read(&mut self, sockets: &mut Sockets, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.tls.reader().read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 done => return done,
             }
-            if self.tls.read_tls(&mut self.stream)? == 0 {
+            let mut raw = Raw {
+                sockets,
+                socket: &self.socket,
+                out: &mut self.out,
+            };
+            if self.tls.read_tls(&mut raw)? == 0 {
                 return Ok(0);
             }
             let processed = self.tls.process_new_packets();
             // Of the handshake, or an alert that says what is wrong.
-            let pushed = self.push();
+            let pushed = self.push(sockets);
             processed.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
             pushed?;
         }
     }
 
-    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        if !self.push()? {
+    fn write_vectored(
+        &mut self,
+        sockets: &mut Sockets,
+        slices: &[IoSlice<'_>],
+    ) -> io::Result<usize> {
+        if !self.push(sockets)? {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         let taken = self.tls.writer().write_vectored(slices)?;
-        self.push()?;
+        self.push(sockets)?;
         Ok(taken)
     }
 
     /// Hands encrypted bytes to the socket; false: it does not take all.
-    fn push(&mut self) -> io::Result<bool> {
-        while self.tls.wants_write() {
-            match self.tls.write_tls(&mut self.stream) {
+    fn push(&mut self, sockets: &mut Sockets) -> io::Result<bool> {
+        while !self.out.is_empty() {
+            match self.out.send(sockets, &self.socket) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
             }
         }
-        Ok(true)
+        while self.tls.wants_write() {
+            let mut raw = Raw {
+                sockets,
+                socket: &self.socket,
+                out: &mut self.out,
+            };
+            match self.tls.write_tls(&mut raw) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(self.out.is_empty())
     }
 }
 

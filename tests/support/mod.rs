@@ -54,6 +54,13 @@ pub fn free_address() -> SocketAddr {
     listener.local_addr().unwrap()
 }
 
+/// The line of `[kafka]` that chooses the transport: what TAFFRAIL_TEST_TRANSPORT says, so that everything can be run with
+/// either, else `usual`.
+pub fn transport(usual: &str) -> String {
+    let chosen = std::env::var("TAFFRAIL_TEST_TRANSPORT");
+    format!("transport = \"{}\"\n", chosen.as_deref().unwrap_or(usual))
+}
+
 /// Waits until `done` says so.
 pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
