@@ -34,8 +34,6 @@ const COMPLETIONS: u32 = 4096;
 const FILL: usize = 256 << 10;
 /// Messages kept to be used again.
 const MESSAGES: usize = 64;
-/// Places for unread chunks that an idle connection keeps.
-const UNREAD: usize = 4;
 /// How long the end waits for the kernel to let go of memory, which takes microseconds.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -143,6 +141,8 @@ pub(super) struct Ring {
     /// Bytes copied out of provided buffers.
     copied: usize,
     sending: usize,
+    // Boxes, as the kernel is told where a message's parts lie.
+    #[allow(clippy::vec_box)]
     messages: Vec<Box<Message>>,
     completions: Vec<cqueue::Entry>,
 }
@@ -363,7 +363,8 @@ impl Ring {
     pub(super) fn read(&mut self, socket: &Socket) -> io::Result<Chunk> {
         let slot = &mut self.slots[socket.key as usize];
         if let Some(chunk) = slot.unread.pop_front() {
-            if slot.unread.is_empty() && slot.unread.capacity() > UNREAD {
+            if slot.unread.is_empty() {
+                // An idle connection holds no memory for a busy past.
                 slot.unread = VecDeque::new();
             }
             if matches!(chunk.origin, Origin::Heap) {
