@@ -29,7 +29,7 @@ pub use partition::{PartitionStats, Reasons};
 #[cfg(feature = "dpdk")]
 pub(crate) use raw::messages;
 pub use shard::{CloseError, DEFAULT_PENDING_ACKS, ROUND_MESSAGES, Shard, ShardConfig, ShardStats};
-pub use snapshot::{PART_MAGIC, PART_MAX, PART_VERSION, Recovered};
+pub use snapshot::Recovered;
 
 #[cfg(test)]
 mod tests;

@@ -24,8 +24,9 @@ use crate::shard::{
     partition::{Limits, PartitionStats, Partitions},
     produce::{self, Outcome},
     raw::{self, TARGET_BATCH_BYTES},
-    snapshot::{PART_MAX, Recovered, State},
+    snapshot::{Recovered, State},
 };
+use crate::storage::wal::snapshot::PART_MAX;
 use crate::storage::{PartitionKey, Refusal, WalError, WalState, WalWriter};
 use crate::telemetry::Counter;
 use crate::wire::{
@@ -671,8 +672,7 @@ impl<R: Release> Core<R> {
             self.snapshot = Some((0, self.state().parts()));
         }
         while let Some((index, count)) = self.snapshot {
-            let len = PART_MAX.min(wal.max_entry());
-            match wal.reserve(len) {
+            match wal.reserve(PART_MAX) {
                 Ok(buf) => {
                     let state = State {
                         partitions: self.partitions.all(),

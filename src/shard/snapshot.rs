@@ -6,42 +6,20 @@
 //! says and forgets nothing, so an incomplete snapshot (the process died in it) does no harm on top
 //! of the batches before it.
 //!
-//! A part is at most [`PART_MAX`] bytes and stands for itself; all integers are little-endian:
-//!
-//! ```text
-//! part      = magic u32 ("TFSN"), version u16 (1), reserved u16, items u32, items…
-//! partition = tag u8 (1), topic u32, partition u32, next_offset i64
-//! producer  = tag u8 (2), topic u32, partition u32, producer_id i64, epoch i16, batches u8,
-//!             batches × { base_sequence i32, records u32, base_offset i64 }   oldest first
-//! ```
-//!
-//! Producers come in the order in which the table would forget them.
+//! The parts are specified in [`crate::storage::wal::snapshot`].
 
 use std::collections::HashMap;
 
 use crate::shard::dedupe::{Entry, Producers, WINDOW};
 use crate::shard::partition::Partition;
 use crate::shard::shard::ShardConfig;
+use crate::storage::wal::snapshot::{
+    Item, PARTITIONS_A_PART, PartWriter, batches, parse, producers_a_part,
+};
 use crate::storage::{PartitionKey, Replay};
 use crate::wire::record_batch;
 
-/// First four bytes of a part.
-pub const PART_MAGIC: [u8; 4] = *b"TFSN";
-/// Version of the format.
-pub const PART_VERSION: u16 = 1;
-/// No part is larger: small beside a frame, so that it never wastes much of one.
-pub const PART_MAX: usize = 64 << 10;
-
-const PART_HEADER: usize = 12;
-const TAG_PARTITION: u8 = 1;
-const TAG_PRODUCER: u8 = 2;
-const PARTITION_LEN: usize = 17;
-const PRODUCER_HEAD: usize = 20;
-const ENTRY_LEN: usize = 16;
-const PRODUCER_MAX: usize = PRODUCER_HEAD + WINDOW * ENTRY_LEN;
-
-const PARTITIONS_A_PART: usize = (PART_MAX - PART_HEADER) / PARTITION_LEN;
-const PRODUCERS_A_PART: usize = (PART_MAX - PART_HEADER) / PRODUCER_MAX;
+const PRODUCERS_A_PART: usize = producers_a_part(WINDOW);
 
 /// Parts that a snapshot of so many partitions and producers has; at least one.
 pub(crate) fn parts(partitions: usize, producers: usize) -> u32 {
@@ -65,14 +43,9 @@ impl State<'_> {
         )
     }
 
-    /// Writes part `index < parts()` into `buf` ([`PART_MAX`] bytes); gives its length.
+    /// Writes part `index < parts()` into `buf` (`PART_MAX` bytes); gives its length.
     pub fn write(&self, index: u32, buf: &mut [u8]) -> usize {
-        let mut out = Out { buf, at: 0 };
-        out.put(&PART_MAGIC);
-        out.put(&PART_VERSION.to_le_bytes());
-        out.put(&[0; 2]);
-        out.put(&[0; 4]); // items, at the end
-        let mut items = 0u32;
+        let mut part = PartWriter::new(buf);
         let partitions = self.partitions.len() + self.orphans.len();
         let first_producers = partitions.div_ceil(PARTITIONS_A_PART);
         let index = index as usize;
@@ -84,136 +57,33 @@ impl State<'_> {
                     Some(partition) => (partition.key, partition.next_offset),
                     None => self.orphans[i - self.partitions.len()],
                 };
-                out.put(&[TAG_PARTITION]);
-                out.key(key);
-                out.put(&next_offset.to_le_bytes());
-                items += 1;
+                part.partition(key, next_offset);
             }
         } else {
             let from = (index - first_producers) * PRODUCERS_A_PART;
             let to = (from + PRODUCERS_A_PART).min(self.producers.len());
             for i in from..to {
                 let producer = self.producers.state(i);
-                out.put(&[TAG_PRODUCER]);
-                out.key(self.partitions[producer.partition as usize].key);
-                out.put(&producer.producer_id.to_le_bytes());
-                out.put(&producer.epoch.to_le_bytes());
-                out.put(&[(producer.older.len() + producer.newer.len()) as u8]);
+                part.producer(
+                    self.partitions[producer.partition as usize].key,
+                    producer.producer_id,
+                    producer.epoch,
+                    (producer.older.len() + producer.newer.len()) as u8,
+                );
                 for entry in producer.older.iter().chain(producer.newer) {
-                    out.put(&entry.base_sequence.to_le_bytes());
-                    out.put(&entry.records.to_le_bytes());
-                    out.put(&entry.base_offset.to_le_bytes());
+                    part.batch(entry.base_sequence, entry.records, entry.base_offset);
                 }
-                items += 1;
             }
         }
-        out.buf[8..12].copy_from_slice(&items.to_le_bytes());
-        out.at
+        part.finish()
     }
-}
-
-struct Out<'a> {
-    buf: &'a mut [u8],
-    at: usize,
-}
-
-impl Out<'_> {
-    fn put(&mut self, bytes: &[u8]) {
-        self.buf[self.at..self.at + bytes.len()].copy_from_slice(bytes);
-        self.at += bytes.len();
-    }
-
-    fn key(&mut self, key: PartitionKey) {
-        self.put(&key.topic.to_le_bytes());
-        self.put(&key.partition.to_le_bytes());
-    }
-}
-
-/// One thing that a part says.
-enum Item<'a> {
-    Partition(PartitionKey, i64),
-    Producer {
-        key: PartitionKey,
-        producer_id: i64,
-        epoch: i16,
-        window: &'a [u8],
-    },
-}
-
-struct In<'a>(&'a [u8]);
-
-impl<'a> In<'a> {
-    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(len)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
-        self.take(N)?.try_into().ok()
-    }
-
-    fn key(&mut self) -> Option<PartitionKey> {
-        Some(PartitionKey {
-            topic: u32::from_le_bytes(self.array()?),
-            partition: u32::from_le_bytes(self.array()?),
-        })
-    }
-
-    fn item(&mut self) -> Option<Item<'a>> {
-        match self.array()? {
-            [TAG_PARTITION] => Some(Item::Partition(
-                self.key()?,
-                i64::from_le_bytes(self.array()?),
-            )),
-            [TAG_PRODUCER] => {
-                let key = self.key()?;
-                let producer_id = i64::from_le_bytes(self.array()?);
-                let epoch = i16::from_le_bytes(self.array()?);
-                let [batches] = self.array()?;
-                let window = self.take(usize::from(batches) * ENTRY_LEN)?;
-                Some(Item::Producer {
-                    key,
-                    producer_id,
-                    epoch,
-                    window,
-                })
-            }
-            _ => None,
-        }
-    }
-}
-
-/// Items of a part; `None` when it is malformed, before anything of it is used.
-fn parse(part: &[u8]) -> Option<Vec<Item<'_>>> {
-    let mut input = In(part);
-    if input.array()? != PART_MAGIC || u16::from_le_bytes(input.array()?) != PART_VERSION {
-        return None;
-    }
-    let _reserved: [u8; 2] = input.array()?;
-    let count = u32::from_le_bytes(input.array()?);
-    // The smallest item bounds what a wrong count can make us allocate.
-    let mut items = Vec::with_capacity((count as usize).min(part.len() / PARTITION_LEN));
-    for _ in 0..count {
-        items.push(input.item()?);
-    }
-    input.0.is_empty().then_some(items)
 }
 
 fn entries(window: &[u8]) -> impl Iterator<Item = Entry> + '_ {
-    window.chunks_exact(ENTRY_LEN).map(|bytes| {
-        let mut input = In(bytes);
-        let mut entry = Entry::default();
-        if let (Some(base_sequence), Some(records), Some(base_offset)) =
-            (input.array(), input.array(), input.array())
-        {
-            entry = Entry {
-                base_sequence: i32::from_le_bytes(base_sequence),
-                records: u32::from_le_bytes(records),
-                base_offset: i64::from_le_bytes(base_offset),
-            };
-        }
-        entry
+    batches(window).map(|(base_sequence, records, base_offset)| Entry {
+        base_sequence,
+        records,
+        base_offset,
     })
 }
 
@@ -390,6 +260,7 @@ mod tests {
     use super::*;
     use crate::shard::dedupe::Verdict;
     use crate::shard::partition::{Limits, Partitions};
+    use crate::storage::wal::snapshot::PART_MAX;
     use crossbeam_queue::ArrayQueue;
     use proptest::prelude::*;
     use std::sync::Arc;

@@ -17,6 +17,10 @@ use super::PartitionKey;
 use super::topic_settings;
 use super::wal::segment::sync_dir;
 
+/// The catalog in a store's folder.
+pub(crate) const CATALOG_FILE: &str = "catalog.json";
+/// Held by whoever writes in the folder.
+pub(crate) const LOCK_FILE: &str = "lock";
 /// Version of catalog.json. Version 1 knew no settings; it is read, and written as this one.
 pub const CATALOG_VERSION: u32 = 2;
 /// Kafka's limit for a topic's name.
@@ -256,7 +260,7 @@ impl Catalog {
             move |source| CatalogError::Io { what, path, source }
         };
         fs::create_dir_all(dir).map_err(io("cannot make the folder", dir))?;
-        let lock_path = dir.join("lock");
+        let lock_path = dir.join(LOCK_FILE);
         let lock = lock_file(&lock_path)
             .map_err(io("cannot lock", &lock_path))?
             .ok_or_else(|| CatalogError::Locked {
@@ -271,7 +275,7 @@ impl Catalog {
                 // Logs without a catalog: their topics are unknown, a new store id would disown them.
                 if dir.join("shard-000").exists() {
                     return Err(CatalogError::Damaged {
-                        path: dir.join("catalog.json"),
+                        path: dir.join(CATALOG_FILE),
                         reason: "the file is missing although the store has logs".to_owned(),
                     });
                 }
@@ -300,7 +304,7 @@ impl Catalog {
     }
 
     fn load(dir: &Path) -> Result<Catalog, CatalogError> {
-        let path = dir.join("catalog.json");
+        let path = dir.join(CATALOG_FILE);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -383,7 +387,7 @@ impl Catalog {
     }
 
     fn save(&self, contents: &Contents) -> Result<(), CatalogError> {
-        let path = self.dir.join("catalog.json");
+        let path = self.dir.join(CATALOG_FILE);
         let mut bytes = serde_json::to_vec_pretty(contents).expect("plain data serializes");
         bytes.push(b'\n');
         replace_file(&path, &bytes).map_err(|source| CatalogError::Io {

@@ -2,10 +2,12 @@
 //!
 //! [`catalog`] says which topics there are and in which shard each partition lies; [`wal`] is a
 //! shard's log: its writer and its recovery; [`reader`] reads it back by offset, time and key, from a
-//! running server or from files; [`verify`] and [`inspect`] look at the files themselves.
+//! running server or from files; [`engine`] is all of a shard without a server; [`verify`] and [`inspect`] look at the files
+//! themselves.
 
 pub mod backup;
 pub mod catalog;
+pub mod engine;
 pub mod export;
 mod frames;
 pub mod index;
@@ -15,11 +17,14 @@ pub mod lsm;
 pub mod pieces;
 pub mod reader;
 pub mod repair;
+#[cfg(all(test, not(loom)))]
+mod small_disk;
 pub mod topic_settings;
 pub mod verify;
 pub mod wal;
 
 pub use catalog::{Catalog, CatalogError, Topic, TopicSpec};
+pub use engine::{Engine, EngineConfig, EngineError, EngineStats, NewRecord};
 pub use lsm::keys::range::KeyBounds;
 pub use pieces::{Piece, Pieces};
 pub use reader::{LogReader, Message, Outcome, RangeKey, RangePage, ReadError};

@@ -158,6 +158,8 @@ pub struct Maintenance {
     store: Arc<Store>,
     wal: Arc<WalShared>,
     config: MaintainConfig,
+    /// At full speed.
+    hurry: bool,
     /// When retention was last looked at.
     retained: Option<Instant>,
 }
@@ -172,8 +174,15 @@ impl Maintenance {
             store,
             wal,
             config,
+            hurry: false,
             retained: None,
         }
+    }
+
+    /// At full speed: nobody has to be left CPU and disk to.
+    pub fn hurried(mut self) -> Maintenance {
+        self.hurry = true;
+        self
     }
 
     /// Does the most urgent thing there is to do; false: nothing. Cost: up to a segment's flush.
@@ -244,7 +253,7 @@ impl Maintenance {
             return Ok(false);
         };
         let cpu = cpu_ns();
-        let mut pace = Pace::new(behind);
+        let mut pace = Pace::new(behind || self.hurry);
         let policies = Arc::clone(&self.config.policies);
         let done = flush(
             &self.store,

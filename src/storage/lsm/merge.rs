@@ -53,6 +53,8 @@ pub struct Merger {
     keys_at_once: usize,
     shape: Shape,
     stop: Arc<AtomicBool>,
+    /// At full speed.
+    hurry: bool,
     /// It has said that the disk is too full.
     said_full: bool,
     /// Where nothing was to be done the last time, and when that was.
@@ -94,9 +96,16 @@ impl Merger {
             policies,
             batch_target,
             stop,
+            hurry: false,
             said_full: false,
             idle: None,
         }
+    }
+
+    /// At full speed: nobody has to be left CPU and disk to.
+    pub fn hurried(mut self) -> Merger {
+        self.hurry = true;
+        self
     }
 
     /// With other limits than the server's.
@@ -203,7 +212,7 @@ impl Merger {
         let mut source = Source {
             store: &self.store,
             stop: &self.stop,
-            pace: Pace::new(false),
+            pace: Pace::new(self.hurry),
             crawled: 0,
         };
         let mut collector = None;

@@ -2,7 +2,8 @@
 //!
 //! Entries are written into frames in the staging file, which outlives the process; a frame is a
 //! group commit, written to the segment with O_DIRECT and RWF_DSYNC by io_uring. [`writer`] is the
-//! storage lcore's side, [`shared`] what other threads see, [`recovery`] what happens at the start.
+//! storage lcore's side, [`shared`] what other threads see, [`recovery`] what happens at the start, from what
+//! [`snapshot`]s say.
 
 pub(crate) mod aligned;
 mod allocate;
@@ -13,6 +14,7 @@ pub mod prepare;
 pub mod recovery;
 pub mod segment;
 pub mod shared;
+pub mod snapshot;
 pub mod staging;
 pub(crate) mod window;
 pub mod writer;

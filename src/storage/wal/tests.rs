@@ -19,6 +19,7 @@ use super::*;
 use crate::memory::budget::{Part, Share};
 use crate::storage::frames::FrameReader;
 use crate::storage::index::{LogIndex, NOTES};
+use crate::storage::small_disk::on_small_disk;
 use crate::storage::{LogReader, PartitionKey, ReadError};
 use crate::wire::record_batch::{BatchWriter, Records, parse_header};
 
@@ -356,6 +357,48 @@ fn a_snapshot_bounds_what_is_replayed() {
     let replayed: usize = log.batches.values().map(Vec::len).sum();
     assert_eq!(replayed, 1500 - taken);
     writer.close().unwrap();
+}
+
+#[test]
+fn a_segment_can_be_ended_before_it_is_full() {
+    for clean in [true, false] {
+        let place = Place::new();
+        let (mut writer, shared, _, _) = place.open();
+        let mut model = Model::default();
+        let end = |writer: &mut WalWriter| {
+            while !writer.end_segment().unwrap() {
+                writer.poll(1, false);
+                std::thread::yield_now();
+            }
+        };
+        for round in 1..5u64 {
+            model.append_all(&mut writer, 3, 900);
+            // Room in this frame, or in one that nothing else is in, and never published.
+            if round % 2 == 0 {
+                writer.flush().unwrap();
+            }
+            let free = writer.free_slots();
+            let room = writer.reserve(50 << 10).map(|room| room.fill(0xee));
+            end(&mut writer);
+            assert!(room.is_ok() && writer.free_slots() >= free);
+            assert!(writer.needs_snapshot());
+            assert_eq!(shared.rotations.get(), round + 1);
+        }
+        // A segment of nothing but its header.
+        end(&mut writer);
+        model.append_all(&mut writer, 5, 900);
+        if clean {
+            writer.flush().unwrap();
+            let mut reader = LogReader::live(std::sync::Arc::clone(&shared));
+            for (key, batches) in model.all() {
+                assert_eq!(read_all(&mut reader, key, 1 << 20), batches);
+            }
+            writer.close().unwrap();
+        } else {
+            drop(writer);
+        }
+        assert_eq!(place.open().3.batches, model.all());
+    }
 }
 
 /// The frames of a log: (segment, byte in the file, header).
@@ -860,42 +903,9 @@ fn a_reader_beside_the_writer_sees_the_log() {
 /// A full file system: a clear refusal, reading goes on, writing resumes when there is space.
 #[test]
 fn a_full_disk_refuses_and_resumes() {
-    // SAFETY: no pointers.
-    if unsafe { libc::geteuid() } != 0 {
-        eprintln!("skipped: needs root to mount a small file system");
-        return;
-    }
-    std::thread::spawn(|| {
-        let place = Place::new();
-        let root = place.store.path().to_owned();
-        let c = std::ffi::CString::new(root.to_str().unwrap()).unwrap();
-        // SAFETY: a mount namespace of this thread alone (its children inherit it); strings are
-        // NUL-terminated.
-        unsafe {
-            assert_eq!(libc::unshare(libc::CLONE_NEWNS), 0);
-            let none = std::ptr::null();
-            let slash = c"/".as_ptr();
-            assert_eq!(
-                libc::mount(
-                    none,
-                    slash,
-                    none,
-                    libc::MS_REC | libc::MS_PRIVATE,
-                    none.cast()
-                ),
-                0
-            );
-            assert_eq!(
-                libc::mount(
-                    c"tmpfs".as_ptr(),
-                    c.as_ptr(),
-                    c"tmpfs".as_ptr(),
-                    0,
-                    c"size=1800k".as_ptr().cast()
-                ),
-                0
-            );
-        }
+    let place = Place::new();
+    let root = place.store.path().to_owned();
+    on_small_disk(&root.clone(), 1800, move || {
         let (mut writer, shared, _, _) = place.open();
         fs::write(root.join("ballast"), vec![1; 600 << 10]).unwrap();
         let mut model = Model::default();
@@ -923,9 +933,7 @@ fn a_full_disk_refuses_and_resumes() {
         let (writer, _, _, log) = place.open();
         assert_eq!(log.batches, model.all());
         drop(writer);
-    })
-    .join()
-    .unwrap();
+    });
 }
 
 /// Tears what was in flight: frames behind `durable` lose some of their sectors.

@@ -627,6 +627,28 @@ impl WalWriter {
         None
     }
 
+    /// Ends the segment here: what is written from now on goes to the next one, whose snapshot is due. False: that one is
+    /// not ready yet; poll, and call again. Gives up room that was reserved and not published.
+    pub fn end_segment(&mut self) -> Result<bool, Refusal> {
+        if self.shared.state() == WalState::Failed {
+            return Err(Refusal::Failed);
+        }
+        self.reserved = None;
+        self.seal_open(0);
+        if let Some(unused) = self.open.take() {
+            // The next frame has its number, and its slot, where nothing else may be found after a kill.
+            self.next_seq = unused.seq;
+            self.busy[unused.slot] = false;
+            self.free += 1;
+            self.cursor = unused.slot;
+        }
+        match self.rotate() {
+            Ok(()) => Ok(true),
+            Err(Refusal::Backpressure) => Ok(false),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
     /// Begins the next segment. Once a segment.
     fn rotate(&mut self) -> Result<(), Refusal> {
         let prepared = match self.first.take() {
