@@ -475,7 +475,9 @@ impl<'a> Records<'a> {
         Ok(records)
     }
 
-    fn over(header: &BatchHeader, records: &'a [u8]) -> Self {
+    /// Over the plain records of a batch that has this header, wherever they lie. Each record's place is checked as the
+    /// walk comes to it.
+    pub(crate) fn over(header: &BatchHeader, records: &'a [u8]) -> Self {
         Self {
             rest: records,
             base_offset: header.base_offset,

@@ -17,7 +17,7 @@ use std::str::FromStr;
 use lz4_flex::frame::{BlockMode, BlockSize, FrameDecoder, FrameEncoder, FrameInfo};
 use zstd::zstd_safe::{self, CCtx, CParameter, DCtx, zstd_sys::ZSTD_ErrorCode};
 
-use crate::wire::record_batch::{self, BatchError, BatchHeader, CODEC_MASK, HEADER_LEN};
+use crate::wire::record_batch::{self, BatchError, BatchHeader, CODEC_MASK, HEADER_LEN, Records};
 
 /// Kafka's number of gzip.
 pub const GZIP: i16 = 1;
@@ -273,21 +273,13 @@ impl Decompressor {
     ) -> Result<(), CodecError> {
         let header = record_batch::validate(batch)?;
         out.clear();
-        if batch.len() > limit && header.codec() == 0 || limit < HEADER_LEN {
+        if limit < HEADER_LEN {
             return Err(CodecError::TooLarge { limit });
         }
-        // A batch's length has 31 bits.
-        let limit = limit.min(i32::MAX as usize);
-        let data = &batch[HEADER_LEN..];
         out.extend_from_slice(&batch[..HEADER_LEN]);
-        match header.codec() {
-            0 => {
-                out.extend_from_slice(data);
-                return Ok(());
-            }
-            LZ4 => lz4(data, limit, out)?,
-            ZSTD => self.zstd(data, limit, out)?,
-            other => return Err(CodecError::Unsupported(other)),
+        self.append(&header, &batch[HEADER_LEN..], limit, out)?;
+        if header.codec() == 0 {
+            return Ok(());
         }
         record_batch::validate_records(&header, &out[HEADER_LEN..])?;
         let header = BatchHeader {
@@ -296,6 +288,44 @@ impl Decompressor {
         };
         record_batch::write_header(out, &header);
         Ok(())
+    }
+
+    /// Replaces `out` by the records of a whole batch, plain, without its header. Neither the batch's CRC nor that the
+    /// records are what the header says is checked: for those who compared a CRC over the batch and look at each
+    /// record's place as they walk. `limit` as in [`Decompressor::decompress`].
+    pub(super) fn records(
+        &mut self,
+        header: &BatchHeader,
+        batch: &[u8],
+        limit: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CodecError> {
+        out.clear();
+        self.append(header, &batch[HEADER_LEN..], limit, out)
+    }
+
+    /// Appends what `data` is when decompressed; `out` then has at most `limit` bytes.
+    fn append(
+        &mut self,
+        header: &BatchHeader,
+        data: &[u8],
+        limit: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CodecError> {
+        // A batch's length has 31 bits.
+        let limit = limit.min(i32::MAX as usize);
+        match header.codec() {
+            0 if data.len() > limit.saturating_sub(out.len()) => {
+                Err(CodecError::TooLarge { limit })
+            }
+            0 => {
+                out.extend_from_slice(data);
+                Ok(())
+            }
+            LZ4 => lz4(data, limit, out),
+            ZSTD => self.zstd(data, limit, out),
+            other => Err(CodecError::Unsupported(other)),
+        }
     }
 
     fn zstd(&mut self, data: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), CodecError> {
@@ -394,6 +424,20 @@ pub fn decompress(batch: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), C
     DECOMPRESSOR.with_borrow_mut(|decompressor| decompressor.decompress(batch, limit, out))
 }
 
+/// The records of a whole batch, to be walked until the one that is wanted: for readers that have compared a CRC over the
+/// batch. As [`Decompressor::records`], into `scratch` where they are compressed, up to [`MAX_PLAIN`] bytes.
+pub(super) fn unchecked_records<'a>(
+    batch: &'a [u8],
+    scratch: &'a mut Vec<u8>,
+) -> Result<Records<'a>, CodecError> {
+    let header = record_batch::parse_whole(batch)?;
+    if header.codec() == 0 {
+        return Ok(Records::over(&header, &batch[HEADER_LEN..]));
+    }
+    DECOMPRESSOR.with_borrow_mut(|d| d.records(&header, batch, MAX_PLAIN, scratch))?;
+    Ok(Records::over(&header, scratch))
+}
+
 /// The batch so that [`record_batch::Records`] can walk it: itself where it is not compressed (its CRC
 /// is not checked then), else decompressed into `scratch`, up to [`MAX_PLAIN`] bytes.
 pub fn plain<'a>(batch: &'a [u8], scratch: &'a mut Vec<u8>) -> Result<&'a [u8], CodecError> {
@@ -417,7 +461,7 @@ pub fn verify(batch: &[u8], scratch: &mut Vec<u8>) -> Result<BatchHeader, CodecE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::record_batch::{BatchWriter, Records};
+    use crate::wire::record_batch::BatchWriter;
 
     /// A plain batch of `count` values that compress well.
     fn plain_batch(count: usize) -> Vec<u8> {

@@ -15,7 +15,7 @@ use super::error::StoreError;
 use super::sst::SstError;
 use super::store::Store;
 use crate::storage::PartitionKey;
-use crate::wire::record_batch::{self, BatchError, Record, Records};
+use crate::wire::record_batch::{self, BatchError, Record};
 
 /// Blocks that are remembered as read once: 64 KiB of memory.
 const TOUCHED: usize = 1 << 14;
@@ -39,14 +39,20 @@ impl Touched {
     }
 }
 
+/// What a thread reads into.
+#[derive(Default)]
+struct Buffers {
+    block: Vec<u8>,
+    plain: Vec<u8>,
+}
+
 thread_local! {
-    /// The batch that was decompressed last.
-    static PLAIN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static BUFFERS: RefCell<Buffers> = RefCell::default();
 }
 
 impl Store {
     /// Hands the message at `offset` to `take`; `None`: there is none in SSTs. Cost: about 1 µs where its block is in
-    /// the cache; else reading its block, and decompressing its batch.
+    /// the cache; else reading its block, its CRC, and decompressing its batch.
     pub fn record<R>(
         &self,
         key: PartitionKey,
@@ -80,22 +86,21 @@ impl Store {
         if let Some(cached) = self.cache.get(file, block.position) {
             return Ok(cached.record(offset).map(|record| take(&record)));
         }
-        reader.will_need(&block, 0, 0);
-        let batches = reader.block(&block).map_err(damaged)?;
-        if self.touched.again(file, block.position) {
-            let load = || -> Result<_, CodecError> { Ok(batches) };
-            let cached = self
-                .cache
-                .block(file, block.position, load)
-                .map_err(unreadable)?;
-            return Ok(cached.record(offset).map(|record| take(&record)));
-        }
-        PLAIN.with_borrow_mut(|plain| {
+        BUFFERS.with_borrow_mut(|buffers| {
+            let (bytes, plain) = (&mut buffers.block, &mut buffers.plain);
+            let batches = reader.read_block(&block, bytes).map_err(damaged)?;
+            if self.touched.again(file, block.position) {
+                let load = || -> Result<_, CodecError> { Ok(batches) };
+                let cached = self
+                    .cache
+                    .block(file, block.position, load)
+                    .map_err(unreadable)?;
+                return Ok(cached.record(offset).map(|record| take(&record)));
+            }
             let Some(batch) = batch_of(batches, offset).map_err(|e| unreadable(e.into()))? else {
                 return Ok(None);
             };
-            let batch = codec::plain(batch, plain).map_err(unreadable)?;
-            for record in Records::new(batch).map_err(|e| unreadable(e.into()))? {
+            for record in codec::unchecked_records(batch, plain).map_err(unreadable)? {
                 let record = record.map_err(|e| unreadable(e.into()))?;
                 if record.offset >= offset {
                     return Ok((record.offset == offset).then(|| take(&record)));

@@ -4,12 +4,14 @@
 //! mapped (on every one it would be half the cost of finding a message in memory), a block's on every read, but for
 //! consumers, who compare the batches' own CRCs, on the first ([`SstReader::block_once`]); no number in the file is
 //! trusted beyond that, so that a crafted file ends in an error. What is handed out are slices of the mapping: nothing is
-//! copied.
+//! copied, but single blocks for single messages ([`SstReader::read_block`]).
 //!
 //! A mapped file must not be cut short while it is used: the process would get SIGBUS, as it would where the disk
 //! fails to read a page. Files of the store are never written to again once they have their name.
 
 use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -158,7 +160,13 @@ impl SstReader {
         let page = &self.bytes()[at..at + PAGE];
         // Where two threads come first, both check.
         let (checked, bit) = (&self.checked[number as usize / 64], 1 << (number % 64));
-        if checked.load(Ordering::Relaxed) & bit == 0 {
+        let seen = checked.load(Ordering::Relaxed);
+        if seen & bit == 0 {
+            if seen == 0 {
+                // One request instead of 64: whoever looks here and there comes to the neighbours as well.
+                let first = self.footer.data_end + u64::from(number / 64) * 64 * PAGE as u64;
+                self.ask(first, 64 * PAGE as u64);
+            }
             check(page).map_err(|what| self.damaged(position, what))?;
             checked.fetch_or(bit, Ordering::Relaxed);
         }
@@ -354,6 +362,24 @@ impl SstReader {
         self.block_checked(block, |bytes| check_block(bytes, block, &self.path))
     }
 
+    /// As [`SstReader::block`], read into `buffer` where the file is mapped: for blocks that lie here and there and are
+    /// mostly not in memory. Two faults cost more than a call, and leave their pages in the page table.
+    pub fn read_block<'a>(
+        &'a self,
+        block: &Block,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], SstError> {
+        let Some(file) = self.file() else {
+            return self.block(block);
+        };
+        let range = self.range(block)?;
+        buffer.resize(range.len(), 0);
+        file.read_exact_at(buffer, block.position)
+            .map_err(SstError::io("cannot read", &self.path))?;
+        check_block(buffer, block, &self.path)?;
+        Ok(buffer)
+    }
+
     /// As [`SstReader::block`] of block `number` of the index, whose CRC is compared on the first such call since the
     /// file was mapped: for batches whose own CRC their readers compare.
     pub fn block_once(&self, number: u64, block: &Block) -> Result<&[u8], SstError> {
@@ -379,6 +405,13 @@ impl SstReader {
         block: &Block,
         check: impl FnOnce(&[u8]) -> Result<(), SstError>,
     ) -> Result<&[u8], SstError> {
+        let bytes = &self.bytes()[self.range(block)?];
+        check(bytes)?;
+        Ok(bytes)
+    }
+
+    /// Where the block lies in the file.
+    fn range(&self, block: &Block) -> Result<Range<usize>, SstError> {
         let end = block.position.checked_add(u64::from(block.len));
         if block.position < HEADER as u64 || end.is_none_or(|end| end > self.footer.data_end) {
             return Err(SstError::Block {
@@ -388,9 +421,7 @@ impl SstReader {
             });
         }
         let at = block.position as usize;
-        let bytes = &self.bytes()[at..at + block.len as usize];
-        check(bytes)?;
-        Ok(bytes)
+        Ok(at..at + block.len as usize)
     }
 
     /// A walk over the blocks in bytes `from` to `end` of the file, in order, at the rate of the disk.
