@@ -2,7 +2,8 @@
 //!
 //! `build` makes a store of telemetry (`telemetry.rs`) through the library. `scan` reads it in order and whole, `point`
 //! reads single messages at random by offset, `open` opens it. `compress` merges and compresses the same messages without
-//! a disk. `recover` fills a log, stops without closing it, and recovers it. Each prints one line of JSON.
+//! a disk. `flush` fills a log and moves it into SSTs, which it merges. `recover` fills a log, stops without closing it, and
+//! recovers it. Each prints one line of JSON.
 //!
 //! The store's content repeats after 64 MB of plain messages, which building it would take minutes without; only the offsets
 //! differ. Nothing in the reading can profit: every block is checked, and decompressed, by itself.
@@ -12,6 +13,7 @@ mod telemetry;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
@@ -19,9 +21,14 @@ use taffrail::storage::lsm::codec::decompress;
 use taffrail::storage::lsm::manifest::{Edit, FileMeta};
 use taffrail::storage::lsm::rebatch::DEFAULT_TARGET;
 use taffrail::storage::lsm::sst::{SstInfo, SstWriter};
-use taffrail::storage::lsm::{Codec, Rebatcher, Store};
+use taffrail::storage::lsm::{
+    Codec, MaintainConfig, Maintenance, Merger, Policies, Policy, Rebatcher, Store,
+};
 use taffrail::storage::wal::LogId;
-use taffrail::storage::{Outcome, PartitionKey, Refusal, Replay, WalConfig, WalState, WalWriter};
+use taffrail::storage::wal::segment::shard_dir;
+use taffrail::storage::{
+    Outcome, PartitionKey, Refusal, Replay, WalConfig, WalShared, WalState, WalWriter,
+};
 use taffrail::wire::record_batch::{self, BatchWriter};
 use telemetry::{Telemetry, random};
 
@@ -93,6 +100,20 @@ enum Command {
         #[arg(long, default_value_t = Codec::default())]
         codec: Codec,
     },
+    /// Fills a log, flushes its sealed segments, and merges the SSTs: CPU of each.
+    Flush {
+        dir: PathBuf,
+        #[arg(long, default_value_t = 1024)]
+        mb: u64,
+        /// Values of 1 KiB that do not get smaller, instead of telemetry.
+        #[arg(long)]
+        noise: bool,
+        /// Bytes of a producer's batch.
+        #[arg(long, default_value_t = PRODUCED)]
+        batch: usize,
+        #[arg(long, default_value_t = 4)]
+        partitions: u32,
+    },
     /// Fills a log, and recovers it.
     Recover {
         dir: PathBuf,
@@ -124,6 +145,13 @@ fn main() -> Result<()> {
         } => point(&dir, threads, Duration::from_secs_f64(seconds), hot),
         Command::Open { dir } => open(&dir),
         Command::Compress { target, codec } => compress(target, codec),
+        Command::Flush {
+            dir,
+            mb,
+            noise,
+            batch,
+            partitions,
+        } => flush(&dir, mb << 20, noise, batch, partitions),
         Command::Recover { dir, mb, fill } => recover(&dir, mb << 20, fill),
     }
 }
@@ -138,15 +166,28 @@ fn key(partition: u32) -> PartitionKey {
 /// Producers' batches, `bytes` of them or `messages`, and the bytes of the values.
 fn produced(bytes: usize, messages: u64) -> (Vec<Vec<u8>>, u64) {
     let mut telemetry = Telemetry::new(1);
+    batches_of(bytes, messages, PRODUCED, 300, |writer| {
+        let (time, value) = telemetry.next();
+        writer.push(time, None, Some(value)).expect("it fits");
+        value.len() as u64
+    })
+}
+
+/// As [`produced`], in batches of `batch` bytes, of what `push` pushes: a message with a value of up to `most` bytes.
+fn batches_of(
+    bytes: usize,
+    messages: u64,
+    batch: usize,
+    most: usize,
+    mut push: impl FnMut(&mut BatchWriter) -> u64,
+) -> (Vec<Vec<u8>>, u64) {
     let (mut batches, mut offset, mut size, mut values) = (Vec::new(), 0, 0, 0);
     while size < bytes && (offset as u64) < messages {
-        let mut buffer = vec![0; PRODUCED];
+        let mut buffer = vec![0; batch];
         let mut writer = BatchWriter::new(&mut buffer, 1_700_000_000_000);
         let mut count = 0;
-        while writer.fits(0, 300) && offset as u64 + count < messages {
-            let (time, value) = telemetry.next();
-            writer.push(time, None, Some(value)).expect("it fits");
-            values += value.len() as u64;
+        while writer.fits(0, most) && offset as u64 + count < messages {
+            values += push(&mut writer);
             count += 1;
         }
         let len = writer.finish(offset);
@@ -375,7 +416,73 @@ impl Replay for Count {
     }
 }
 
-fn recover(dir: &Path, bytes: u64, fill: bool) -> Result<()> {
+/// Bytes of a value of noise.
+const NOISE: usize = 1024;
+/// Bytes of a segment that is flushed.
+const SEGMENT: u64 = 64 << 20;
+
+fn flush(dir: &Path, bytes: u64, noise: bool, batch: usize, partitions: u32) -> Result<()> {
+    let staging = tempfile::tempdir_in("/dev/shm")?;
+    std::fs::create_dir_all(dir)?;
+    let config = WalConfig {
+        staging_dir: Some(staging.path().to_owned()),
+        segment_size: SEGMENT,
+        ..WalConfig::new(dir, ID.store)
+    };
+    let (mut writer, shared, _) = WalWriter::open(&config, ID.shard, &mut Count::default())?;
+    let store = Store::open(&shard_dir(dir, ID.shard), ID)?;
+    let (batches, _) = match noise {
+        false => {
+            let mut telemetry = Telemetry::new(1);
+            batches_of(CONTENT, u64::MAX, batch, 300, |writer| {
+                let (time, value) = telemetry.next();
+                writer.push(time, None, Some(value)).expect("it fits");
+                value.len() as u64
+            })
+        }
+        true => {
+            let (mut state, mut value) = (1, [0; NOISE]);
+            batches_of(CONTENT, u64::MAX, batch, NOISE + 20, |writer| {
+                for word in value.chunks_exact_mut(8) {
+                    word.copy_from_slice(&random(&mut state).to_le_bytes());
+                }
+                let pushed = writer.push(1_700_000_000_000, None, Some(&value));
+                pushed.expect("it fits");
+                NOISE as u64
+            })
+        }
+    };
+    fill(&mut writer, &shared, &batches, bytes, partitions)?;
+    let policies: Policies = Arc::new(|_| Policy::default());
+    let config = MaintainConfig {
+        batch_target: DEFAULT_TARGET,
+        policies: Arc::clone(&policies),
+        started: Arc::new(|_, _| {}),
+    };
+    let mut maintenance = Maintenance::new(Arc::clone(&store), Arc::clone(&shared), config);
+    let clock = Instant::now();
+    while maintenance.step()? {}
+    let flushing = clock.elapsed().as_secs_f64();
+    let mut merger = Merger::new(Arc::clone(&store), policies, DEFAULT_TARGET, Arc::default());
+    let clock = Instant::now();
+    while merger.step()? {}
+    let merging = clock.elapsed().as_secs_f64();
+    let of = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64;
+    let stats = &store.stats;
+    println!(
+        "{}",
+        serde_json::json!({
+            "flushed_mb": of(&stats.flush_read_bytes) / 1e6, "flush_written_mb": of(&stats.flush_written_bytes) / 1e6,
+            "flush_seconds": flushing, "flush_cpu_ns_a_byte": of(&stats.flush_cpu_ns) / of(&stats.flush_read_bytes),
+            "merged_mb": of(&stats.merge_read_bytes) / 1e6, "merge_seconds": merging,
+            "merge_cpu_ns_a_byte": of(&stats.merge_cpu_ns) / of(&stats.merge_read_bytes),
+        })
+    );
+    writer.close()?;
+    Ok(())
+}
+
+fn recover(dir: &Path, bytes: u64, only_fill: bool) -> Result<()> {
     // Staging of a killed process would be recovered as well; what is measured is the disk.
     let staging = tempfile::tempdir_in("/dev/shm")?.keep();
     std::fs::create_dir_all(dir)?;
@@ -388,7 +495,7 @@ fn recover(dir: &Path, bytes: u64, fill: bool) -> Result<()> {
     let (mut writer, shared, _) = WalWriter::open(&config, 0, &mut replay)?;
     let seconds = clock.elapsed().as_secs_f64();
     std::fs::remove_dir_all(&staging)?;
-    if !fill {
+    if !only_fill {
         println!(
             "{}",
             serde_json::json!({ "batches": replay.0, "seconds": seconds, "mb_per_s": bytes as f64 / 1e6 / seconds })
@@ -396,10 +503,25 @@ fn recover(dir: &Path, bytes: u64, fill: bool) -> Result<()> {
         return Ok(());
     }
     let (batches, _) = produced(CONTENT, u64::MAX);
+    let n = fill(&mut writer, &shared, &batches, bytes, 100)?;
+    println!("{}", serde_json::json!({ "batches": n, "bytes": bytes }));
+    // As a kill would: nothing is closed.
+    std::process::exit(0);
+}
+
+/// Appends `bytes` of the batches, over and over, to the partitions in turn, and waits until they are durable; gives how
+/// many that were.
+fn fill(
+    writer: &mut WalWriter,
+    shared: &WalShared,
+    batches: &[Vec<u8>],
+    bytes: u64,
+    partitions: u32,
+) -> Result<usize> {
     let clock = Instant::now();
     let mut left = bytes;
     let mut n = 0;
-    let mut next = vec![0; 100];
+    let mut next = vec![0; partitions as usize];
     while left > 0 || writer.has_pending() || writer.in_flight() > 0 {
         writer.poll(clock.elapsed().as_nanos() as u64, false);
         if writer.state() == WalState::Failed {
@@ -410,13 +532,15 @@ fn recover(dir: &Path, bytes: u64, fill: bool) -> Result<()> {
             continue;
         }
         let batch = &batches[n % batches.len()];
+        let partition = n as u32 % partitions;
         match writer.reserve(batch.len()) {
             Ok(room) => {
+                let room = &mut room[..batch.len()];
                 room.copy_from_slice(batch);
-                let next: &mut i64 = &mut next[n % 100];
+                let next: &mut i64 = &mut next[partition as usize];
                 record_batch::set_base_offset(room, *next);
                 *next += i64::from(record_batch::parse_header(batch)?.records_count);
-                writer.publish(key((n % 100) as u32), batch.len());
+                writer.publish(key(partition), batch.len());
                 left = left.saturating_sub(batch.len() as u64);
                 n += 1;
             }
@@ -424,7 +548,5 @@ fn recover(dir: &Path, bytes: u64, fill: bool) -> Result<()> {
             Err(other) => return Err(other.into()),
         }
     }
-    println!("{}", serde_json::json!({ "batches": n, "bytes": bytes }));
-    // As a kill would: nothing is closed.
-    std::process::exit(0);
+    Ok(n)
 }

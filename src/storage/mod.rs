@@ -14,6 +14,7 @@ pub mod index;
 pub mod inspect;
 pub(crate) mod keylog;
 pub mod lsm;
+mod mapped;
 pub mod pieces;
 pub mod reader;
 pub mod repair;

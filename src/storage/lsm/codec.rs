@@ -17,6 +17,7 @@ use std::str::FromStr;
 use lz4_flex::frame::{BlockMode, BlockSize, FrameDecoder, FrameEncoder, FrameInfo};
 use zstd::zstd_safe::{self, CCtx, CParameter, DCtx, zstd_sys::ZSTD_ErrorCode};
 
+use super::effect::WORTH_PART;
 use crate::wire::record_batch::{self, BatchError, BatchHeader, CODEC_MASK, HEADER_LEN, Records};
 
 /// Kafka's number of gzip.
@@ -195,24 +196,16 @@ impl Compressor {
     }
 
     /// Makes a batch of records that begin at [`HEADER_LEN`] in `plain`, with the fields of `header`;
-    /// codec, length and CRC are set here. Where compression does not make it smaller it stays plain.
+    /// codec, length and CRC are set here. Where compression does not take away a tenth of it, it stays plain.
     ///
     /// # Panics
     /// When `plain` is shorter than a header or longer than a batch can be (2 GiB).
     pub fn batch<'a>(&'a mut self, header: &BatchHeader, plain: &'a mut [u8]) -> &'a [u8] {
         let compressed = self.compress(&plain[HEADER_LEN..]);
-        let saves = compressed && self.out.len() < plain.len();
-        let (batch, id) = if saves {
-            (&mut self.out[..], self.codec.id())
-        } else {
-            (plain, 0)
-        };
-        let header = BatchHeader {
-            attributes: header.attributes & !CODEC_MASK | id,
-            ..*header
-        };
-        record_batch::write_header(batch, &header);
-        batch
+        if compressed && self.out.len() <= plain.len() - plain.len() / WORTH_PART {
+            return with_codec(header, &mut self.out, self.codec.id());
+        }
+        uncompressed(header, plain)
     }
 
     /// Leaves room for a header and the compressed records in `out`; false where nothing is compressed.
@@ -243,6 +236,21 @@ impl Compressor {
             }
         }
     }
+}
+
+/// As [`Compressor::batch`], without trying.
+pub(super) fn uncompressed<'a>(header: &BatchHeader, plain: &'a mut [u8]) -> &'a [u8] {
+    with_codec(header, plain, 0)
+}
+
+/// Writes the header of a batch whose records are as codec `id` has them.
+fn with_codec<'a>(header: &BatchHeader, batch: &'a mut [u8], id: i16) -> &'a [u8] {
+    let header = BatchHeader {
+        attributes: header.attributes & !CODEC_MASK | id,
+        ..*header
+    };
+    record_batch::write_header(batch, &header);
+    batch
 }
 
 /// Bytes of a compressed batch's records when decompressed, where the compressed data says it: a Zstandard frame mostly

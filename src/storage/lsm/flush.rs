@@ -4,16 +4,16 @@
 //! Invariant: every batch of the segment's frames is in the SSTs, but those of deleted topics and those
 //! before their partition's start. A damaged segment gives what can still be read of it, and is kept.
 //!
-//! Cost: reads the segment twice, the second time from the page cache; 40 bytes of memory a batch, as far as the budget
+//! Cost: reads the segment twice, the second time mapped, from the page cache; 40 bytes of memory a batch, as far as the budget
 //! allows: with more batches it is read more often. Where keys are indexed, batches are decompressed once more, and memory
 //! as `keys::collect`.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::batches::Batches;
+use super::effect::Effects;
 use super::error::StoreError;
 use super::keys::collect::{Collector, DrainError};
 use super::keys::{KeysError, KeysReader};
@@ -26,12 +26,13 @@ use super::sst::{SstError, SstInfo, SstWriter, scratch_path};
 use super::store::Store;
 use crate::storage::PartitionKey;
 use crate::storage::frames::{Cursor, FetchError, FrameReader};
+use crate::storage::mapped::Mapped;
 use crate::storage::wal::frame::{FRAME_ALIGN, FrameHeader};
 use crate::storage::wal::segment::segment_path;
 use crate::wire::record_batch;
 
 /// Bytes that a flush or a merge works in beside its lists: two files' buffers, the batch that is gathered and compressed,
-/// a compressor and a decompressor, and what a merge reads ahead.
+/// a compressor and a decompressor, what a merge reads ahead, and where compression does nothing.
 pub(super) const WORKING_SET: u64 = 8 << 20;
 
 /// What a flush made.
@@ -48,12 +49,14 @@ pub struct Flushed {
     pub invalid: u64,
 }
 
-/// Flushes the segment at `base`, whose frames are all durable and which nobody writes to.
-pub(crate) fn flush(
+/// Flushes the segment at `base`, whose frames are all durable and which nobody writes to. `effects` go from one flush to
+/// the next.
+pub(super) fn flush(
     store: &Store,
     base: u64,
     target: usize,
     policy: &mut dyn FnMut(u32) -> Policy,
+    effects: &mut Effects,
     pace: &mut Pace,
 ) -> Result<Flushed, StoreError> {
     let view = store.view();
@@ -75,7 +78,7 @@ pub(crate) fn flush(
         damage: Vec::new(),
         invalid: 0,
     };
-    let file = File::open(&path).map_err(StoreError::io("cannot open", &path))?;
+    let mut segment = Mapped::open(&path).map_err(StoreError::io("cannot map", &path))?;
     // Of the topics that are not compacted, and of those that are.
     let mut outputs = [(); 2].map(|()| {
         let (number, path) = store.next_file();
@@ -93,7 +96,6 @@ pub(crate) fn flush(
     });
     let mut rebatcher: Option<(Policy, Rebatcher)> = None;
     let mut collector: Option<Collector> = None;
-    let mut buffer = Vec::new();
     while let Some(range) = batches.next(&mut reader, &view, pace)? {
         let own = batches.entries(range);
         let key = own[0].key;
@@ -116,25 +118,26 @@ pub(crate) fn flush(
             .then(|| output.collector(&mut collector, key, memory));
         let mut failed = None;
         let mut time = i64::MIN;
+        rebatcher.begin(effects.of(key));
         for entry in own {
-            buffer.resize(entry.len as usize, 0);
-            file.read_exact_at(&mut buffer, entry.at)
-                .map_err(StoreError::io("cannot read", &path))?;
+            let batch = segment.bytes(entry.at, entry.len as usize);
+            let batch = batch.map_err(StoreError::io("cannot read", &path))?;
             time = time.max(entry.time);
-            let pushed = rebatcher.push(&buffer, &mut |batch| {
+            let pushed = rebatcher.push(batch, &mut |batch| {
                 output.put(key, batch, time, &mut failed);
             });
             flushed.invalid += u64::from(pushed.is_err());
             if let Some(keys) = &mut keys
                 && pushed.is_ok()
-                && let Ok(header) = record_batch::parse_header(&buffer)
+                && let Ok(header) = record_batch::parse_header(batch)
             {
-                let kept = keys.batch(&buffer, &header);
+                let kept = keys.batch(batch, &header);
                 kept.map_err(|error| keys_failed(&output.path, error))?;
             }
             pace.worked(entry.len as usize);
         }
         rebatcher.finish(&mut |batch| output.put(key, batch, time, &mut failed));
+        effects.note(key, rebatcher.effect());
         if let Some(error) = failed {
             return Err(error);
         }
@@ -153,7 +156,7 @@ pub(crate) fn flush(
     }
     flushed.damage = batches.damage;
     // What was read of the segment is not read again.
-    advise_unneeded(&file);
+    advise_unneeded(segment.file());
     Ok(flushed)
 }
 

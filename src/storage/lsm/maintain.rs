@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::effect::Effects;
 use super::error::StoreError;
 use super::flush::{flush, unix_ms};
 use super::manifest::Edit;
@@ -160,6 +161,8 @@ pub struct Maintenance {
     config: MaintainConfig,
     /// At full speed.
     hurry: bool,
+    /// What compression does in each partition.
+    effects: Effects,
     /// When retention was last looked at.
     retained: Option<Instant>,
 }
@@ -175,6 +178,7 @@ impl Maintenance {
             wal,
             config,
             hurry: false,
+            effects: Effects::default(),
             retained: None,
         }
     }
@@ -260,6 +264,7 @@ impl Maintenance {
             base,
             self.config.batch_target,
             &mut |topic| policies(topic),
+            &mut self.effects,
             &mut pace,
         )?;
         let stats = &self.store.stats;

@@ -6,7 +6,7 @@
 //! manifest names the new one, and go when nobody reads them any more. A kill at any step leaves either.
 //!
 //! Cost: reads what is in the files once, that of compacted topics twice; batches of the target's size are copied
-//! as they are. Key indexes are merged from those of the files; records are read for them where a file has none of a topic
+//! as they are, plain ones where compression does nothing for the partition (`effect`). Key indexes are merged from those of the files; records are read for them where a file has none of a topic
 //! that is to have one, and where a topic is compacted. Memory: as `compact` and `keys::collect`, and a file being written.
 
 use std::sync::{Arc, PoisonError};
@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::compact::{Action, Around, KEYS_AT_ONCE, Plan};
+use super::effect::Effects;
 use super::error::StoreError;
 use super::flush::{Output, WORKING_SET, keys_failed, unix_ms};
 use super::keys::KeysError;
@@ -55,6 +56,8 @@ pub struct Merger {
     stop: Arc<AtomicBool>,
     /// At full speed.
     hurry: bool,
+    /// What compression does for what was stored plain, in each partition.
+    effects: Effects,
     /// It has said that the disk is too full.
     said_full: bool,
     /// Where nothing was to be done the last time, and when that was.
@@ -97,6 +100,7 @@ impl Merger {
             batch_target,
             stop,
             hurry: false,
+            effects: Effects::default(),
             said_full: false,
             idle: None,
         }
@@ -151,7 +155,9 @@ impl Merger {
         stats.merging_bytes.store(bytes, Ordering::Relaxed);
         let says = |why| *stats.merging.lock().unwrap_or_else(PoisonError::into_inner) = why;
         says(job.why);
-        let result = self.run(&view, &job, &mut policies, now_ms);
+        let mut effects = std::mem::take(&mut self.effects);
+        let result = self.run(&view, &job, &mut policies, &mut effects, now_ms);
+        self.effects = effects;
         says("");
         stats.merging_bytes.store(0, Ordering::Relaxed);
         stats.merged_bytes.store(0, Ordering::Relaxed);
@@ -190,6 +196,7 @@ impl Merger {
         view: &View,
         job: &Job,
         policies: &mut Known,
+        effects: &mut Effects,
         now_ms: i64,
     ) -> Result<(), Stopped> {
         let numbers: Vec<u64> = job.inputs.iter().map(|file| file.meta.number).collect();
@@ -234,6 +241,7 @@ impl Merger {
                 start: view.start(*key),
                 indexed: policy.indexed,
             };
+            rebatcher.begin(effects.of(*key));
             dropped += match policy.compaction {
                 Some(compaction) => {
                     let all = view.extents(*key);
@@ -271,6 +279,7 @@ impl Merger {
                     0
                 }
             };
+            effects.note(*key, rebatcher.effect());
             let read: u64 = extents.iter().map(|extent| extent.bytes).sum();
             let merged = &self.store.stats.merged_bytes;
             merged.fetch_add(read, Ordering::Relaxed);

@@ -10,6 +10,7 @@ mod by_key;
 pub mod cache;
 pub mod codec;
 mod compact;
+mod effect;
 pub mod error;
 pub mod flush;
 pub mod keys;

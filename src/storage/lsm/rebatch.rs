@@ -2,7 +2,8 @@
 //!
 //! Producers send small batches; compression works on large ones. Batches that say more than their records
 //! do stay as they are: control batches, transactional ones, unknown attributes, and what a producer
-//! compressed, unless it is small.
+//! compressed, unless it is small. Where compression does nothing for a partition (`effect`) its batches are merged as they
+//! are, and those that are large enough are not even copied.
 //!
 //! Compaction by key thins batches out on the way ([`Rebatcher::push_thinned`]).
 //!
@@ -11,6 +12,7 @@
 //! record, and with which sequence number, is not kept.
 
 use super::codec::{self, Codec, CodecError, Compressor, Decompressor};
+use super::effect::Effect;
 use crate::wire::record_batch::{
     self, BatchError, BatchHeader, CODEC_MASK, DELETE_HORIZON, HEADER_LEN, LOG_APPEND_TIME, MAGIC,
     Record, Records,
@@ -76,6 +78,9 @@ pub struct Rebatcher {
     /// Where the next batch may begin.
     expected: i64,
     plain: Vec<u8>,
+    /// What `run` consists of, where that is one compressed batch and nothing else: it need not be compressed again.
+    lone: Vec<u8>,
+    effect: Effect,
 }
 
 impl Rebatcher {
@@ -90,7 +95,19 @@ impl Rebatcher {
             run: None,
             expected: i64::MIN,
             plain: Vec::new(),
+            lone: Vec::new(),
+            effect: Effect::default(),
         }
+    }
+
+    /// A partition begins where compression did this of late.
+    pub(super) fn begin(&mut self, effect: Effect) {
+        self.effect = effect;
+    }
+
+    /// What it does now.
+    pub(super) fn effect(&self) -> Effect {
+        self.effect
     }
 
     /// With what it compresses.
@@ -108,7 +125,7 @@ impl Rebatcher {
         let known = header.attributes & !(CODEC_MASK | LOG_APPEND_TIME | DELETE_HORIZON) == 0;
         let merged = known
             && match header.codec() {
-                0 if self.is_done(batch.len()) => false,
+                0 if self.is_done(batch.len(), out) => false,
                 0 => {
                     self.gather(&header, batch, horizon, |_| true, out)?;
                     true
@@ -119,6 +136,7 @@ impl Rebatcher {
                         let gathered = self.gather(&header, &plain, horizon, |_| true, out);
                         self.plain = plain;
                         gathered?;
+                        self.keep_lone(&header, batch);
                         true
                     }
                 }
@@ -170,11 +188,24 @@ impl Rebatcher {
     }
 
     /// Whether a plain batch is what merging would make of it.
-    fn is_done(&self, len: usize) -> bool {
+    fn is_done(&mut self, len: usize, out: &mut impl FnMut(&[u8])) -> bool {
         let records = len - HEADER_LEN;
-        self.compressor.codec() == Codec::None
-            && records <= self.target
-            && records >= self.target / DONE_PART * (DONE_PART - 1)
+        if records > self.target || records < self.done() {
+            return false;
+        }
+        if self.compressor.codec() == Codec::None {
+            return true;
+        }
+        self.effect.is_vain() && {
+            // What was gathered has its turn first.
+            self.emit(out);
+            self.effect.passes(records)
+        }
+    }
+
+    /// Bytes of records from which on a batch is not merged any more.
+    fn done(&self) -> usize {
+        self.target / DONE_PART * (DONE_PART - 1)
     }
 
     /// Hands out what is gathered; the next batch may be another partition's.
@@ -183,21 +214,34 @@ impl Rebatcher {
         self.expected = i64::MIN;
     }
 
+    /// Keeps a batch that was just gathered, where it is all there is and has the codec that it would get.
+    fn keep_lone(&mut self, header: &BatchHeader, batch: &[u8]) {
+        let alone = self.run.is_some_and(|run| {
+            (run.base_offset, run.count) == (header.base_offset, header.records_count)
+        });
+        if alone && header.codec() == self.compressor.codec().id() {
+            self.lone.extend_from_slice(batch);
+        }
+    }
+
     /// Decompresses a small batch; false where it is to stay as it is.
     fn unpack(&mut self, batch: &[u8]) -> bool {
         if self.compressor.codec() == Codec::None || batch.len() > self.target / SMALL_PART {
             return false;
         }
         // Merged before, and small since it compressed well.
-        let done = (self.target / DONE_PART * (DONE_PART - 1)) as u64;
-        if codec::plain_size(batch).is_some_and(|size| size >= done) {
+        let done = self.done();
+        if codec::plain_size(batch).is_some_and(|size| size >= done as u64) {
             return false;
         }
         let limit = HEADER_LEN.saturating_add(self.target);
         // What cannot be read, or is too large, is its readers' affair.
-        self.decompressor
+        let plain = self
+            .decompressor
             .decompress(batch, limit, &mut self.plain)
-            .is_ok()
+            .is_ok();
+        // LZ4 does not say its size.
+        plain && self.plain.len() - HEADER_LEN < done
     }
 
     /// Appends the records of a plain, validated batch that `keep` wants.
@@ -252,6 +296,7 @@ impl Rebatcher {
             at += 1; // attributes: none are defined
             at += varint::put(&mut prefix[at..], timestamp_delta);
             at += varint::put(&mut prefix[at..], offset_delta);
+            self.lone.clear();
             self.gathered.extend_from_slice(&prefix[..at]);
             self.gathered.extend_from_slice(record.fields());
             run.next_offset = record.offset + 1;
@@ -259,8 +304,11 @@ impl Rebatcher {
             run.count += 1;
         }
         // A gap behind the last record is kept, too.
-        if let Some(run) = &mut self.run {
+        if let Some(run) = &mut self.run
+            && run.next_offset != header.next_offset()
+        {
             run.next_offset = header.next_offset();
+            self.lone.clear();
         }
         Ok(())
     }
@@ -286,7 +334,18 @@ impl Rebatcher {
             base_sequence: -1,
             records_count: run.count,
         };
-        out(self.compressor.batch(&header, &mut self.gathered));
+        let records = self.gathered.len() - HEADER_LEN;
+        if !self.lone.is_empty() {
+            out(&self.lone);
+            self.lone.clear();
+        } else if self.compressor.codec() != Codec::None && self.effect.passes(records) {
+            out(codec::uncompressed(&header, &mut self.gathered));
+        } else {
+            let batch = self.compressor.batch(&header, &mut self.gathered);
+            self.effect
+                .tried(records, batch.len() < HEADER_LEN + records);
+            out(batch);
+        }
         self.gathered.truncate(HEADER_LEN);
     }
 }
@@ -553,6 +612,94 @@ mod tests {
         assert_eq!(kept.len(), 4);
         assert_eq!(kept[0], batches[0]);
         assert_eq!(records(&kept), records(&batches));
+    }
+
+    /// A batch of one value that no codec makes smaller.
+    fn noise(seed: u64, len: usize) -> Source {
+        let mut state = seed * 2 + 1;
+        let value = std::iter::repeat_with(|| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        });
+        let value = value.take(len).collect();
+        let mut source = source(&["x"]);
+        source.messages[0].value = Some(value);
+        source
+    }
+
+    fn codec_of(batch: &Vec<u8>) -> i16 {
+        record_batch::validate(batch).unwrap().codec()
+    }
+
+    #[test]
+    fn what_begins_to_get_smaller_is_compressed_again() {
+        let text = "status ok, status ok ".repeat(20);
+        for codec in [Codec::Lz4, Codec::default()] {
+            let mut sources: Vec<Source> = (0..2000).map(|n| noise(n, 1000)).collect();
+            sources.extend(vec![source(&[&text, &text]); 2000]);
+            sources.extend((0..200).map(|n| noise(n, 1000)));
+            let batches = encode_all(&sources, 0);
+            let merged = rebatched(codec, 4096, &batches);
+            assert_eq!(records(&merged), records(&batches));
+            let codecs: Vec<i16> = merged.iter().map(codec_of).collect();
+            let first = codecs.iter().position(|&id| id == codec.id()).unwrap();
+            let change = record_batch::parse_header(&merged[first]).unwrap();
+            // 32 batches of 4 KiB, with two messages of 430 bytes to a source.
+            let late = change.base_offset - 2000;
+            assert!((0..33 * 10).contains(&late), "{late} messages late");
+            let last = codecs.iter().rposition(|&id| id == codec.id()).unwrap();
+            assert!(codecs[first..=last].iter().all(|&id| id == codec.id()));
+            assert!(last - first > 300 && last + 30 < codecs.len());
+            // Merged again nothing changes, but that the late ones may be found now.
+            let again = rebatched(codec, 4096, &merged);
+            assert_eq!(records(&again), records(&batches));
+            assert_eq!(again.len(), merged.len());
+            assert_eq!(again[first..=last], merged[first..=last]);
+        }
+    }
+
+    #[test]
+    fn full_batches_that_do_not_get_smaller_are_mostly_not_touched() {
+        let sources: Vec<Source> = (0..200).map(|n| noise(n, 3500)).collect();
+        let batches = encode_all(&sources, 0);
+        let merged = rebatched(Codec::default(), 4096, &batches);
+        assert_eq!(records(&merged), records(&batches));
+        // Those that were tried have lost their producer.
+        let same = merged.iter().zip(&batches).filter(|(a, b)| a == b).count();
+        assert!(same >= 188, "{same}");
+    }
+
+    #[test]
+    fn what_is_compressed_and_stays_by_itself_is_not_compressed_again() {
+        let text = "compressed before ".repeat(300);
+        let packed = |codec, text: &str| Source {
+            codec,
+            ..source(&[text])
+        };
+        for codec in [Codec::Lz4, Codec::default()] {
+            // Small when compressed, and full.
+            let full = packed(codec, &text[..4000]);
+            // Small, with full ones around it.
+            let small = packed(codec, &text[..1000]);
+            let sources = [full.clone(), small.clone(), full.clone(), small];
+            let batches = encode_all(&sources, 0);
+            assert!(batches.iter().all(|b| b.len() < 4096 / SMALL_PART));
+            assert_eq!(rebatched(codec, 4096, &batches), batches);
+            // With a second small one it is merged; another codec is not kept for it alone.
+            let sources = [full.clone(), packed(codec, &text[..1000]), source(&["b"])];
+            let batches = encode_all(&sources, 0);
+            let merged = rebatched(codec, 4096, &batches);
+            assert_eq!(merged.len(), 2);
+            assert_eq!(records(&merged), records(&batches));
+            let other = match codec {
+                Codec::Lz4 => Codec::default(),
+                _ => Codec::Lz4,
+            };
+            let batches = encode_all(&[packed(codec, &text[..1000])], 0);
+            assert_eq!(codec_of(&rebatched(other, 4096, &batches)[0]), other.id());
+        }
     }
 
     #[test]

@@ -167,14 +167,22 @@ impl Shard {
 
     /// Appends a batch of `records` records and waits until it is durable.
     pub(super) fn append(&mut self, key: PartitionKey, records: usize, size: usize) {
+        let base = self.model.entry(key).or_default().len();
+        let value = |i: usize| -> Vec<u8> {
+            let bytes = (0..size).map(|j| (base + i + j % 9) as u8);
+            bytes.collect()
+        };
+        self.append_values(key, (0..records).map(value).collect());
+    }
+
+    /// As [`Shard::append`], of these values.
+    pub(super) fn append_values(&mut self, key: PartitionKey, new: Vec<Vec<u8>>) {
         let values = self.model.entry(key).or_default();
         let base = values.len() as i64;
-        let mut bytes = vec![0; 200 + records * (size + 40)];
+        let room: usize = new.iter().map(|value| value.len() + 40).sum();
+        let mut bytes = vec![0; 200 + room];
         let mut writer = BatchWriter::new(&mut bytes, 1000);
-        for i in 0..records {
-            let value: Vec<u8> = (0..size)
-                .map(|j| (base as usize + i + j % 9) as u8)
-                .collect();
+        for value in new {
             writer.push(1000 + base, None, Some(&value)).unwrap();
             values.push(value);
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::super::codec::Codec;
 use super::super::policy::{Compaction, Policy};
 use super::super::repair;
 use super::super::store::View;
@@ -113,6 +114,65 @@ fn small_files_become_large_ones_and_stay_while_they_are_read() {
     assert!(written >= sum(&after, |m| if m.merges > 0 { m.bytes } else { 0 }));
     assert!(stats.merge_read_bytes.load(Ordering::Relaxed) > 0);
     assert_eq!(stats.merging_bytes.load(Ordering::Relaxed), 0);
+}
+
+/// The codec of each batch of a partition in SSTs, with its first offset.
+fn codecs(shard: &Shard, key: PartitionKey) -> Vec<(i64, i16)> {
+    let (view, mut out) = (view(shard), Vec::new());
+    for extent in view.extents(key) {
+        let reader = extent.file.reader().unwrap();
+        for block in reader.blocks(key, 0).unwrap() {
+            let mut rest = reader.block(&block.unwrap()).unwrap();
+            while let Ok(header) = record_batch::parse_header(rest) {
+                rest = &rest[header.total_len()..];
+                out.push((header.base_offset, header.codec()));
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn what_does_not_get_smaller_stays_plain_until_it_does() {
+    let mut shard = Shard::new(Policy::default());
+    let zstd = Codec::default().id();
+    let mut state = 1u64;
+    let mut noise = |shard: &mut Shard| {
+        let mut byte = || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        };
+        let value = |_: u32| -> Vec<u8> { std::iter::repeat_with(&mut byte).take(900).collect() };
+        shard.append_values(key(0), (0..20).map(value).collect());
+        // Beside a partition that gets smaller all the time.
+        shard.append(key(2), 20, 900);
+    };
+    for _ in 0..3 {
+        fill(&mut shard, &mut noise);
+    }
+    let change = shard.model[&key(0)].len() as i64;
+    for _ in 0..6 {
+        fill(&mut shard, |shard| {
+            shard.append(key(0), 20, 900);
+            shard.append(key(2), 20, 900);
+        });
+    }
+    let check = |shard: &Shard| {
+        assert!(codecs(shard, key(2)).iter().all(|&(_, id)| id == zstd));
+        let found = codecs(shard, key(0));
+        let first = found.iter().position(|&(_, id)| id == zstd).unwrap();
+        // At most 31 batches of four messages are late, and one may have messages of both kinds.
+        let late = found[first].0 - change;
+        assert!((-4..=32 * 4).contains(&late), "{late}");
+        assert!(found.len() > first + 30);
+        assert!(found[first..].iter().all(|&(_, id)| id == zstd));
+    };
+    check(&shard);
+    merge_all(&mut shard);
+    check(&shard);
+    shard.check();
 }
 
 #[test]
