@@ -2,8 +2,9 @@
 //!
 //! Invariant: a frame is handed out only after its place, length and CRC were checked; of a running
 //! log only durable frames are. Consumers read files by windows (see [`super::wal::window`]); everyone else
-//! reads them with pread through the page cache, which the kernel keeps coherent with O_DIRECT writes: it drops the cached pages of a range before and after such a
-//! write, and only completed writes are read here.
+//! reads them with pread through the page cache, or, a second time, mapped. The kernel keeps the page cache coherent with
+//! O_DIRECT writes: it drops the cached pages of a range before and after such a write, and only completed writes are read
+//! here.
 
 use std::fs::File;
 use std::io;
@@ -11,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::mapped::Mapped;
 use super::wal::frame::{FRAME_ALIGN, FRAME_HEADER, FrameError, FrameHeader, LogId};
 use super::wal::segment::{SEGMENT_HEADER, SegmentError, SegmentHeader, segment_path};
 use super::wal::shared::WalShared;
@@ -80,6 +82,8 @@ struct OpenSegment {
     header: SegmentHeader,
     file: File,
     path: PathBuf,
+    /// Where it is read mapped.
+    map: Option<Mapped>,
 }
 
 /// Reads a log's frames; one a thread.
@@ -89,6 +93,7 @@ pub(crate) struct FrameReader {
     live: Option<Arc<WalShared>>,
     /// Do not touch the disk for a frame that has left the staging slots.
     pub(crate) staged_only: bool,
+    mapped: bool,
     segment: Option<OpenSegment>,
     window: Vec<u8>,
     window_lsn: u64,
@@ -110,10 +115,19 @@ impl FrameReader {
             dir: dir.to_owned(),
             live: None,
             staged_only: false,
+            mapped: false,
             segment: None,
             window: Vec::new(),
             window_lsn: 0,
             window_size: WINDOW_MIN,
+        }
+    }
+
+    /// As [`FrameReader::files`], mapped: of frames that were read before ([`Mapped`] says why).
+    pub(crate) fn read_before(dir: &Path, id: LogId) -> FrameReader {
+        FrameReader {
+            mapped: true,
+            ..Self::files(dir, id)
         }
     }
 
@@ -135,8 +149,18 @@ impl FrameReader {
         }
         let path = segment_path(&self.dir, base);
         let (file, header) = open_segment(&path, base, self.id)?;
+        let map = self.mapped.then(|| Mapped::open(&path)).transpose();
+        let map = map.map_err(|source| FetchError::Io {
+            path: path.clone(),
+            source,
+        })?;
         self.window.clear();
-        self.segment = Some(OpenSegment { header, file, path });
+        self.segment = Some(OpenSegment {
+            header,
+            file,
+            path,
+            map,
+        });
         Ok(header)
     }
 
@@ -224,9 +248,22 @@ impl FrameReader {
 
     /// `len` bytes at `lsn` of the open segment. `end`: where valid bytes end now.
     fn bytes(&mut self, lsn: u64, len: usize, end: u64) -> Result<&[u8], FetchError> {
-        let Some(segment) = &self.segment else {
+        let Some(segment) = &mut self.segment else {
             unreachable!("header() was called");
         };
+        let position = lsn - segment.header.base;
+        let short = |path: &Path, got| FetchError::Frame {
+            path: path.to_owned(),
+            position,
+            error: FrameError::Length {
+                payload: (len - FRAME_HEADER.min(len)) as u32,
+                room: got,
+            },
+        };
+        if let Some(map) = &mut segment.map {
+            let path = &segment.path;
+            return map.bytes(position, len).map_err(|_| short(path, 0));
+        }
         let inside = lsn >= self.window_lsn
             && lsn + len as u64 <= self.window_lsn + self.window.len() as u64;
         if !inside {
@@ -248,10 +285,10 @@ impl FrameReader {
             self.window_lsn = lsn;
             let mut got = 0;
             while got < self.window.len() {
-                match segment.file.read_at(
-                    &mut self.window[got..],
-                    lsn - segment.header.base + got as u64,
-                ) {
+                match segment
+                    .file
+                    .read_at(&mut self.window[got..], position + got as u64)
+                {
                     Ok(0) => break,
                     Ok(n) => got += n,
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -263,17 +300,8 @@ impl FrameReader {
             }
             self.window.truncate(got);
             if got < len {
-                let path = segment.path.clone();
-                let position = lsn - segment.header.base;
                 self.window.clear();
-                return Err(FetchError::Frame {
-                    path,
-                    position,
-                    error: FrameError::Length {
-                        payload: (len - FRAME_HEADER.min(len)) as u32,
-                        room: got as u64,
-                    },
-                });
+                return Err(short(&segment.path, got as u64));
             }
         }
         let at = (lsn - self.window_lsn) as usize;

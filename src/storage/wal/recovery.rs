@@ -227,6 +227,9 @@ fn find_chain(reader: &mut FrameReader, headers: &[SegmentHeader]) -> Result<Cha
     Ok(chain)
 }
 
+/// To compare with: a byte at a time would take longer than the disk does.
+static ZEROS: [u8; FRAME_ALIGN] = [0; FRAME_ALIGN];
+
 /// What lies behind the end of the log in a file.
 struct Behind {
     /// First and last block that was written, as byte positions (end exclusive).
@@ -272,7 +275,7 @@ fn look_behind(
             placed_only |= SegmentHeader::decode(&block[..want]) == Err(SegmentError::Blank);
         }
         for (i, part) in block[..want].chunks(FRAME_ALIGN).enumerate() {
-            if part.iter().all(|&b| b == 0) {
+            if part == &ZEROS[..part.len()] {
                 continue;
             }
             let position = at + (i * FRAME_ALIGN) as u64;
@@ -782,7 +785,8 @@ fn replay_from(
     replay: &mut impl Replay,
     report: &mut RecoveryReport,
 ) -> Result<(), WalError> {
-    let mut reader = FrameReader::files(dir, id);
+    // All of it was read when the chain was looked for, or written since.
+    let mut reader = FrameReader::read_before(dir, id);
     let mut cursor = Cursor::at_start(&first);
     let failed = |e: FetchError| match e {
         FetchError::Io { path, source } => WalError::Io {
