@@ -3,7 +3,7 @@
 //! Invariant: a file has its name only when it is whole and on disk; until then it has the extension `tmp`, and
 //! the next start removes it.
 //!
-//! Memory: 56 bytes a block and 64 a partition of the file being written, and a buffer of 1 MiB. The key index waits
+//! Memory: 56 bytes a block and 64 a partition of the file being written, and a buffer of 128 KiB. The key index waits
 //! in a file without a name until all batches are written.
 
 use std::fs::{self, File};
@@ -24,7 +24,10 @@ use crate::storage::lsm::steps::step;
 use crate::storage::wal::segment::sync_dir;
 use crate::wire::record_batch;
 
-/// Bytes handed to the kernel at a time.
+/// Bytes handed to the kernel at a time, and by it to the disk: the next commit's flush waits for what was written before it,
+/// 0.1 ms at 1 GB/s.
+const PIECE: usize = 128 << 10;
+/// Bytes of keys that are read or written at a time.
 const BUFFER: usize = 1 << 20;
 
 /// What a written file holds.
@@ -73,7 +76,7 @@ impl SstWriter {
         let file = step()
             .and_then(|()| File::create(&temporary))
             .map_err(SstError::io("cannot create", &temporary))?;
-        let mut buffer = Vec::with_capacity(BUFFER + TARGET_BLOCK);
+        let mut buffer = Vec::with_capacity(PIECE + TARGET_BLOCK);
         buffer.extend_from_slice(&info.encode());
         Ok(SstWriter {
             path: path.to_owned(),
@@ -92,7 +95,7 @@ impl SstWriter {
 
     /// Appends a record batch of `key` whose messages arrived at `time` (Unix ms) at the latest. Partitions come in
     /// ascending order, batches in the order of offsets; gaps are allowed. Cost: a CRC and a copy; a write
-    /// of 1 MiB now and then.
+    /// of 128 KiB now and then.
     pub fn batch(&mut self, key: PartitionKey, batch: &[u8], time: i64) -> Result<(), SstError> {
         let wrong = |what| SstError::Order {
             path: self.temporary.clone(),
@@ -247,7 +250,7 @@ impl SstWriter {
     fn put(&mut self, bytes: &[u8]) -> Result<(), SstError> {
         self.buffer.extend_from_slice(bytes);
         self.len += bytes.len() as u64;
-        if self.buffer.len() >= BUFFER {
+        if self.buffer.len() >= PIECE {
             self.write_out()?;
         }
         Ok(())
