@@ -4,7 +4,8 @@
 # usage: sudo scripts/lab.sh prepare          gets a Debian kernel, builds the small initramfs (once)
 #        sudo scripts/lab.sh run 'COMMAND'    boots, runs COMMAND as root in the guest, prints its output,
 #                                             powers off; the exit status is the command's
-#                                             (124: time limit, 125: the guest never got that far)
+#                                             (124: time limit, 125: the guest never got that far,
+#                                             126: QEMU crashed)
 #        sudo scripts/lab.sh boot             boots and gives an interactive root shell (Ctrl-A X quits)
 #
 # The guest runs in software (no KVM needed; a boot takes less than a minute): q35 with an Intel IOMMU and two
@@ -241,6 +242,7 @@ inside() {
     ((status == 124 || status == 137)) && { echo "lab.sh: time limit (${LAB_TIMEOUT} s)" >&2; return 124; }
     if [[ ! -s $control/rc ]]; then
         tail -n 20 "$LAB_SHARE/console.log" "$LAB_SHARE/qemu.log" >&2
+        ((status <= 128)) || { echo "lab.sh: the emulator crashed, signal $((status - 128))" >&2; return 126; }
         fail "the guest stopped before the command ended"
     fi
     return "$(<"$control/rc")"
