@@ -352,11 +352,6 @@ fn when_buffers_run_out_others_wait_and_a_begun_request_goes_on() {
             }
         }
     }
-    // What had been received was copied to make room, as far as that may go, and more has come.
-    server.holds = true;
-    server.until("there are none left again", |server| {
-        server.sockets.is_dry()
-    });
     server.read_all();
     server.until("all have their bytes", |_| {
         writer.is_finished() && peers.iter().all(|peer| peer.is_finished())

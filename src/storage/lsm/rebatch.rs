@@ -629,7 +629,7 @@ mod tests {
         source
     }
 
-    fn codec_of(batch: &Vec<u8>) -> i16 {
+    fn codec_of(batch: &[u8]) -> i16 {
         record_batch::validate(batch).unwrap().codec()
     }
 
@@ -643,7 +643,7 @@ mod tests {
             let batches = encode_all(&sources, 0);
             let merged = rebatched(codec, 4096, &batches);
             assert_eq!(records(&merged), records(&batches));
-            let codecs: Vec<i16> = merged.iter().map(codec_of).collect();
+            let codecs: Vec<i16> = merged.iter().map(|batch| codec_of(batch)).collect();
             let first = codecs.iter().position(|&id| id == codec.id()).unwrap();
             let change = record_batch::parse_header(&merged[first]).unwrap();
             // 32 batches of 4 KiB, with two messages of 430 bytes to a source.
