@@ -476,7 +476,7 @@ impl World {
         while let Some(answer) = client.state.session().next_answer() {
             bytes += answer.iter().map(|piece| piece.len()).sum::<usize>();
         }
-        self.worker.sent(bytes);
+        self.worker.lost(bytes);
         self.worker.closed(client.state.id());
     }
 
@@ -495,9 +495,12 @@ impl World {
             }
             if !client.slow {
                 let bytes = client.take();
-                self.worker.sent(bytes);
+                self.worker.sent(&mut client.state, bytes);
                 if let Some(joined) = client.joined.take() {
                     self.joined = joined;
+                }
+                if client.blocked && !client.closing && bytes > 0 {
+                    continue;
                 }
             }
             if client.closing && client.out.is_empty() {
@@ -572,7 +575,7 @@ impl World {
                     Some(client) => self.worker.finish(&mut client.state, done, self.now),
                     None => {
                         let bytes = done.answer.iter().map(|piece| piece.len()).sum();
-                        self.worker.sent(bytes);
+                        self.worker.lost(bytes);
                     }
                 }
             }

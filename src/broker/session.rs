@@ -31,6 +31,9 @@ pub struct Limits {
     pub in_flight: usize,
     /// Bytes of those; one request may exceed it when nothing else is in flight.
     pub in_flight_bytes: usize,
+    /// Bytes of answers that are not sent, with which no further request is begun: a client that sends requests and takes
+    /// no answers is not to fill its thread's memory for them, which the others' fetches would then wait for.
+    pub unsent: usize,
 }
 
 impl Default for Limits {
@@ -41,6 +44,7 @@ impl Default for Limits {
             request: 16 << 20,
             in_flight: 64,
             in_flight_bytes: 16 << 20,
+            unsent: 1 << 20,
         }
     }
 }
@@ -98,6 +102,8 @@ pub struct Session<A> {
     first: u64,
     bytes: usize,
     waiting: usize,
+    /// Bytes of answers that were not sent.
+    unsent: usize,
     /// Client id, as the last request said.
     client_id: Option<Box<str>>,
     /// Software name and version, as ApiVersions said.
@@ -111,6 +117,7 @@ impl<A> Default for Session<A> {
             first: 0,
             bytes: 0,
             waiting: 0,
+            unsent: 0,
             client_id: None,
             software: None,
         }
@@ -119,8 +126,11 @@ impl<A> Default for Session<A> {
 
 impl<A> Session<A> {
     /// Whether a request of `bytes` bytes may be begun now: a produce request while there is room,
-    /// any other (`alone`) when nothing waits.
+    /// any other (`alone`) when nothing waits; and none while too much of the answers is unsent.
     pub fn admits(&self, alone: bool, bytes: usize, limits: &Limits) -> bool {
+        if self.unsent > limits.unsent {
+            return false;
+        }
         if self.queue.is_empty() {
             return true;
         }
@@ -150,9 +160,9 @@ impl<A> Session<A> {
         }
     }
 
-    /// Completes a request; `None`: it takes no answer (acks=0). A ticket that was answered before
-    /// is ignored.
-    pub fn answer(&mut self, ticket: Ticket, answer: Option<A>) {
+    /// Completes a request with an answer of `bytes` bytes; `None`: it takes none (acks=0). A ticket that was
+    /// answered before is ignored.
+    pub fn answer(&mut self, ticket: Ticket, answer: Option<A>, bytes: usize) {
         let at = ticket.0.wrapping_sub(self.first);
         let entry = usize::try_from(at)
             .ok()
@@ -162,6 +172,7 @@ impl<A> Session<A> {
         {
             entry.slot = Slot::Answered(answer);
             self.waiting -= 1;
+            self.unsent += bytes;
         }
     }
 
@@ -182,6 +193,11 @@ impl<A> Session<A> {
             }
         }
         None
+    }
+
+    /// So many bytes of the answers were sent.
+    pub fn sent(&mut self, bytes: usize) {
+        self.unsent = self.unsent.saturating_sub(bytes);
     }
 
     /// Requests begun whose answer was not taken.
@@ -268,13 +284,35 @@ mod tests {
         assert!(session.admits(false, 10, &limits));
         assert!(!session.admits(true, 10, &limits));
         let second = session.begin(10);
-        session.answer(second, Some('b'));
+        session.answer(second, Some('b'), 1);
         assert!(!session.admits(true, 10, &limits));
-        session.answer(first, Some('a'));
+        session.answer(first, Some('a'), 1);
         assert!(session.admits(true, 10, &limits), "nothing waits");
         assert_eq!(session.next_answer(), Some('a'));
         assert_eq!(session.next_answer(), Some('b'));
         assert_eq!(session.next_answer(), None);
+    }
+
+    #[test]
+    fn who_takes_no_answers_gets_no_more() {
+        let limits = Limits {
+            unsent: 100,
+            ..Limits::default()
+        };
+        let mut session = Session::default();
+        for _ in 0..2 {
+            assert!(session.admits(true, 10, &limits));
+            let ticket = session.begin(10);
+            session.answer(ticket, Some(()), 60);
+            // The transport has it, and does not get rid of it.
+            assert_eq!(session.next_answer(), Some(()));
+        }
+        assert!(!session.admits(true, 10, &limits));
+        assert!(!session.admits(false, 10, &limits));
+        session.sent(19);
+        assert!(!session.admits(false, 10, &limits));
+        session.sent(1);
+        assert!(session.admits(true, 10, &limits));
     }
 
     #[test]
@@ -283,12 +321,13 @@ mod tests {
             request: 1000,
             in_flight: 3,
             in_flight_bytes: 100,
+            unsent: 1000,
         };
         let mut session = Session::<()>::default();
         assert!(session.admits(false, 1000, &limits));
         let large = session.begin(1000);
         assert!(!session.admits(false, 1, &limits));
-        session.answer(large, None);
+        session.answer(large, None, 0);
         assert_eq!(session.next_answer(), None);
         for _ in 0..3 {
             assert!(session.admits(false, 10, &limits));
@@ -323,17 +362,17 @@ mod tests {
                     }
                     1 if !open.is_empty() => {
                         let (ticket, number) = open.swap_remove(usize::from(pick) % open.len());
-                        session.answer(ticket, answered.then_some(number));
+                        session.answer(ticket, answered.then_some(number), 1);
                         if !answered {
                             silent.push(number);
                         }
-                        session.answer(ticket, Some(u32::MAX));
+                        session.answer(ticket, Some(u32::MAX), 1);
                     }
                     _ => sent.extend(session.next_answer()),
                 }
             }
             for (ticket, number) in open.drain(..) {
-                session.answer(ticket, Some(number));
+                session.answer(ticket, Some(number), 1);
             }
             while let Some(answer) = session.next_answer() {
                 sent.push(answer);

@@ -572,7 +572,7 @@ impl Worker {
             }
             Done::Silent => {
                 connection.mute(throttle_ms, now);
-                connection.session.answer(ticket, None);
+                connection.session.answer(ticket, None, 0);
             }
             // Its completion says for how long it is throttled.
             Done::Later => {}
@@ -586,8 +586,9 @@ impl Worker {
     }
 
     fn reply(&mut self, connection: &mut Connection, ticket: Ticket, answer: Answer) {
-        self.unsent.set(self.unsent.bytes() + size(&answer));
-        connection.session.answer(ticket, Some(answer));
+        let bytes = size(&answer);
+        self.unsent.set(self.unsent.bytes() + bytes as u64);
+        connection.session.answer(ticket, Some(answer), bytes);
     }
 
     /// Takes a token that came without a header.
@@ -1412,7 +1413,7 @@ impl Worker {
 
     fn complete(&mut self, completed: Completed) {
         self.unsent
-            .set(self.unsent.bytes() + size(&completed.answer));
+            .set(self.unsent.bytes() + size(&completed.answer) as u64);
         self.completed.push(completed);
     }
 
@@ -1424,8 +1425,10 @@ impl Worker {
             throttle::put(&mut done.answer, done.api, done.version, owed_ms);
         }
         connection.mute(owed_ms.max(done.throttle_ms), now);
-        let answer = Some(done.answer);
-        connection.session.answer(done.ticket, answer);
+        let bytes = size(&done.answer);
+        connection
+            .session
+            .answer(done.ticket, Some(done.answer), bytes);
     }
 
     /// What was completed since the last call.
@@ -1433,8 +1436,14 @@ impl Worker {
         std::mem::take(&mut self.completed)
     }
 
-    /// Answers of so many bytes were sent, or will never be.
-    pub fn sent(&mut self, bytes: usize) {
+    /// So many bytes of a connection's answers were sent.
+    pub fn sent(&mut self, connection: &mut Connection, bytes: usize) {
+        connection.session.sent(bytes);
+        self.lost(bytes);
+    }
+
+    /// So many bytes of answers will never be sent, as their connection is gone.
+    pub fn lost(&mut self, bytes: usize) {
         let left = self.unsent.bytes().saturating_sub(bytes as u64);
         self.unsent.set(left);
     }
@@ -1479,6 +1488,6 @@ pub fn group_time(now: Now) -> groups::Now {
     }
 }
 
-fn size(answer: &Answer) -> u64 {
-    answer.iter().map(|piece| piece.len()).sum::<usize>() as u64
+fn size(answer: &Answer) -> usize {
+    answer.iter().map(|piece| piece.len()).sum()
 }

@@ -29,8 +29,6 @@ use super::tls::Stream;
 
 /// Bytes that a request lacks from which on they are read into its own memory; fewer come with what follows them.
 const DIRECT: usize = 32 << 10;
-/// Unsent bytes beyond which a connection's requests are not read.
-const MAX_CONNECTION_UNSENT: usize = 1 << 20;
 /// While others wait for memory, a connection that moves neither its request nor its answers on is closed after so long.
 const STALL: Duration = Duration::from_secs(10);
 /// How often idle connections are looked for.
@@ -301,7 +299,7 @@ impl Thread {
         let of_answers = conn
             .stream
             .sent(&mut self.sockets, &mut conn.out, message, len);
-        self.worker.sent(of_answers);
+        self.worker.sent(&mut conn.state, of_answers);
         if failed {
             return self.end(at);
         }
@@ -408,7 +406,7 @@ impl Thread {
                     }
                     _ => {
                         let bytes = done.answer.iter().map(|piece| piece.len()).sum();
-                        self.worker.sent(bytes);
+                        self.worker.lost(bytes);
                     }
                 }
             }
@@ -475,7 +473,7 @@ impl Thread {
         while let Some(answer) = conn.state.session().next_answer() {
             bytes += answer.iter().map(|piece| piece.len()).sum::<usize>();
         }
-        self.worker.sent(bytes);
+        self.worker.lost(bytes);
         self.worker.closed(conn.state.id());
         self.broker.counters.open.fetch_sub(1, Relaxed);
         self.blocked.remove(&at);
@@ -492,8 +490,13 @@ impl Thread {
             if conn.held && conn.state.muted_until_ns() > self.now().mono_ns {
                 return Fate::Stays;
             }
+            let unsent = conn.out.unsent();
             if self.flush(conn).is_err() {
                 return Fate::Goes;
+            }
+            // What is sent now may have been what the next request waited for, and then nothing else would tell.
+            if conn.blocked && !conn.closing && conn.out.unsent() < unsent {
+                continue;
             }
             if conn.closing {
                 return match conn.out.is_empty() && !conn.stream.unsent() {
@@ -502,7 +505,7 @@ impl Thread {
                 };
             }
             let muted = conn.state.muted_until_ns() > self.now().mono_ns;
-            let held = conn.blocked || muted || conn.out.unsent() > MAX_CONNECTION_UNSENT;
+            let held = conn.blocked || muted || conn.out.unsent() > self.broker.limits.unsent;
             if !conn.readable || held || !self.accepting {
                 return Fate::Stays;
             }
@@ -646,7 +649,7 @@ impl Thread {
             match conn.stream.send(&mut self.sockets, &mut conn.out) {
                 Ok(len) => {
                     conn.last = Instant::now();
-                    self.worker.sent(len);
+                    self.worker.sent(&mut conn.state, len);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     conn.writable = false;
