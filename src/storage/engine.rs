@@ -265,11 +265,11 @@ impl Engine {
             wal,
             shared,
             store,
+            used: !recovered.ends.is_empty(),
             ends: recovered.ends,
             config,
             recovery,
             opened: Instant::now(),
-            used: true,
             _lock: lock,
         };
         engine.snapshot()?;

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::storage::small_disk::on_small_disk;
+use crate::storage::wal::segment::list_segments;
 use crate::storage::{Catalog, TopicSpec};
 use crate::wire::record_batch::{Records, parse_header};
 
@@ -58,6 +59,12 @@ impl Place {
 
     fn open(&self) -> Engine {
         Engine::open(self.config()).unwrap()
+    }
+
+    fn segments(&self) -> usize {
+        list_segments(&shard_dir(self.dir.path(), SHARD))
+            .unwrap()
+            .len()
     }
 }
 
@@ -218,6 +225,49 @@ proptest! {
         prop_assert!(stats.flushed_lsn <= stats.durable_lsn);
         prop_assert_eq!(stats.ssts == 0, model.is_empty());
     }
+}
+
+#[test]
+fn rotate_and_compact_move_the_log_into_files() {
+    let place = Place::new();
+    let mut engine = place.open();
+    engine.rotate().unwrap();
+    engine.compact().unwrap();
+    assert_eq!(
+        engine.statistics(),
+        EngineStats {
+            cache: engine.statistics().cache,
+            ..EngineStats::default()
+        }
+    );
+    for round in 1..=10u64 {
+        engine.write(key(0), record(&[7; 1000])).unwrap();
+        engine.write(key(1), record(&[8; 1000])).unwrap();
+        engine.rotate().unwrap();
+        // Nothing was written since: the segment stays.
+        engine.rotate().unwrap();
+        engine.compact().unwrap();
+        let stats = engine.statistics();
+        assert_eq!((stats.flushes, stats.sst_records), (round, 2 * round));
+        assert!(stats.sst_bytes > 0 && stats.written_bytes >= stats.sst_bytes);
+        assert!(stats.commits >= 2 * round && stats.committed_bytes >= stats.commits * 4096);
+    }
+    // Eight neighbours of about the same size are merged.
+    let stats = engine.statistics();
+    assert!(stats.merges > 0 && stats.ssts < 10, "{stats:?}");
+    // Few stay of those in the files: one that the index has not passed yet; the one written to, one ready, one being made so.
+    assert!(place.segments() <= 4, "{}", place.segments());
+    for offset in 0..10 {
+        assert!(engine.read(key(1), offset).unwrap().is_some());
+    }
+    engine.close().unwrap();
+    let engine = place.open();
+    let reopened = engine.statistics();
+    assert_eq!(
+        (reopened.ssts, reopened.sst_bytes, reopened.flushed_lsn),
+        (stats.ssts, stats.sst_bytes, stats.flushed_lsn)
+    );
+    assert_eq!((reopened.partitions, reopened.merges), (2, 0));
 }
 
 #[test]
