@@ -21,7 +21,7 @@ use crate::wire::varint;
 
 /// Bytes of records, uncompressed, in a merged batch. Larger ones gain a few percent on disk (docs/performance.md,
 /// "The store"), and whoever wants one record reads and decompresses them whole.
-pub const DEFAULT_TARGET: usize = 16 << 10;
+pub const DEFAULT_TARGET: usize = 8 << 10;
 /// A batch that its producer compressed is merged with others if its bytes are at most this part of the
 /// target and it decompresses to at most the target: a lone one gains nothing from being recompressed.
 const SMALL_PART: usize = 8;
