@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use self::keys::check_keys;
-use super::codec;
+use super::codec::{self, Codec};
 use super::flush::unix_ms;
 use super::maintain::{MaintainConfig, Maintenance};
 use super::manifest::Edit;
@@ -508,6 +508,10 @@ fn compactions() -> impl Strategy<Value = Option<Compaction>> {
     prop::option::weighted(0.9, compaction)
 }
 
+fn codecs() -> impl Strategy<Value = Codec> {
+    prop_oneof![2 => Just(Codec::None), 2 => Just(Codec::Lz4), 1 => Just(Codec::default())]
+}
+
 fn value(size: usize, n: usize) -> Vec<u8> {
     (0..size).map(|i| (i % 11 + n) as u8).collect()
 }
@@ -621,11 +625,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
     #[test]
     fn what_is_durable_is_read_whatever_happens(
+        codec in codecs(),
         compaction in compactions(),
         indexed in prop::bool::weighted(0.8),
         ops in prop::collection::vec(ops(), 1..60),
     ) {
-        let mut shard = Shard::new(Policy::default());
+        let mut shard = Shard::new(Policy { codec, ..Policy::default() });
         shard.compaction = compaction;
         shard.indexed = indexed;
         shard.restart(true);

@@ -763,7 +763,7 @@ fn begin_segment(path: &Path, header: SegmentHeader) -> Result<Tail, WalError> {
 /// Zeroes `from..end` of a file opened with O_DIRECT; both multiples of the alignment.
 fn zero(file: &File, from: u64, end: u64) -> io::Result<()> {
     let end = end.next_multiple_of(FRAME_ALIGN as u64);
-    let zeros = AlignedBuf::zeroed(1 << 20);
+    let zeros = AlignedBuf::zeroed(end.saturating_sub(from).min(1 << 20) as usize);
     // Its failure shows when writing.
     let _ = allocate(file, end);
     let mut at = from;

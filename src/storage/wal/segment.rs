@@ -219,13 +219,13 @@ pub fn create_zeroed(
             Err(error) if error.raw_os_error() != Some(libc::EOPNOTSUPP) => return Err(error),
             _ => {}
         }
-        let zeros = AlignedBuf::zeroed(ZERO_BLOCK);
+        let zeros = AlignedBuf::zeroed(size.min(ZERO_BLOCK as u64) as usize);
         let mut at = 0;
         while at < size {
             let Some(len) = next(size - at) else {
                 return Err(io::ErrorKind::Interrupted.into());
             };
-            let len = (size - at).min(len.clamp(FRAME_ALIGN, ZERO_BLOCK) as u64) as usize;
+            let len = (size - at).min(len.clamp(FRAME_ALIGN, zeros.len()) as u64) as usize;
             file.write_all_at(&zeros[..len], at)?;
             at += len as u64;
         }
