@@ -54,15 +54,7 @@ impl Store {
         for partition in 0..PARTITIONS {
             let mut lines = String::new();
             for n in self.sent..self.sent + count {
-                // Some keys are in both partitions, some in one.
-                let key = match n % 3 {
-                    0 => format!("shared-{:03}", n * 7 % 90),
-                    _ => format!("own-{partition}-{:03}", n * 11 % 120),
-                };
-                let noise: String = (0..20)
-                    .map(|i| format!("{:08x}", (n as u64 * 2654435761 + i * 40503) as u32))
-                    .collect();
-                let value = (n % 50 != 7).then(|| format!("{partition} {n} {noise}"));
+                let (key, value) = message(partition, n);
                 lines += &format!("{key}|{}\n", value.as_deref().unwrap_or(""));
                 self.newest.entry(key).or_default().insert(partition, value);
             }
@@ -92,6 +84,15 @@ impl Store {
         for key in every.chain(self.newest.keys().last()) {
             let lines = success(&read(&["--key", key, "--format", "json"], from));
             self.check_lines(&lines, |k| k == key);
+        }
+        for key in ["shared-021", "own-1-011"] {
+            let lines = success(&read(&["--key", key, "--all", "--format", "json"], from));
+            let all = (0..PARTITIONS).flat_map(|p| (0..self.sent).map(move |n| (p, n)));
+            let all = all.filter_map(|(partition, n)| {
+                let (own, value) = message(partition, n);
+                (own == key).then(|| (own, u64::from(partition), value))
+            });
+            assert_eq!(found(&lines), all.collect::<Vec<_>>());
         }
         type Inside<'a> = &'a dyn Fn(&str) -> bool;
         let ranges: [(&[&str], Inside<'_>); 4] = [
@@ -128,20 +129,35 @@ impl Store {
                 expected.push((key.clone(), u64::from(*partition), value.clone()));
             }
         }
-        let found: Vec<_> = lines
-            .lines()
-            .map(|line| {
-                let line: serde_json::Value = serde_json::from_str(line).unwrap();
-                let text = |name: &str| line[name].as_str().map(str::to_owned);
-                (
-                    text("key").unwrap(),
-                    line["partition"].as_u64().unwrap(),
-                    text("value"),
-                )
-            })
-            .collect();
-        assert_eq!(found, expected);
+        assert_eq!(found(lines), expected);
     }
+}
+
+/// Key, partition and value of each line of JSON.
+fn found(lines: &str) -> Vec<(String, u64, Option<String>)> {
+    let lines = lines.lines().map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let text = |name: &str| line[name].as_str().map(str::to_owned);
+        (
+            text("key").unwrap(),
+            line["partition"].as_u64().unwrap(),
+            text("value"),
+        )
+    });
+    lines.collect()
+}
+
+/// Message `n` of a partition. Some keys are in both partitions, some in one.
+fn message(partition: u32, n: usize) -> (String, Option<String>) {
+    let key = match n % 3 {
+        0 => format!("shared-{:03}", n * 7 % 90),
+        _ => format!("own-{partition}-{:03}", n * 11 % 120),
+    };
+    let noise: String = (0..20)
+        .map(|i| format!("{:08x}", (n as u64 * 2654435761 + i * 40503) as u32))
+        .collect();
+    let value = (n % 50 != 7).then(|| format!("{partition} {n} {noise}"));
+    (key, value)
 }
 
 fn produce(address: &str, topic: &str, partition: u32, lines: &str) {

@@ -36,6 +36,9 @@ pub struct Args {
     /// Only the newest message with this key, in each partition that has one; the topic needs an index of its keys
     #[arg(long, value_name = "KEY", conflicts_with_all = ["from", "time", "follow"])]
     key: Option<String>,
+    /// All messages with the key, oldest first, one partition after the other
+    #[arg(long, requires = "key")]
+    all: bool,
     /// The newest message of each key from this one on, in the order of keys
     #[arg(long, value_name = "KEY", conflicts_with_all = ["key", "from", "time", "follow"])]
     key_from: Option<String>,

@@ -22,6 +22,13 @@ const RECORD_OVERHEAD: usize = 64;
 pub enum Keys {
     /// One, whole.
     One(String),
+    /// All records of one, oldest first.
+    All {
+        /// The key, whole.
+        key: String,
+        /// Offsets before this one are not meant.
+        from: i64,
+    },
     /// All between two, in order.
     Range {
         /// The first one; `None`: the least of all.
@@ -37,7 +44,7 @@ pub enum Keys {
 /// Precedes the records.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeysAnswer {
-    /// What is left of the range; `None`: nothing.
+    /// What is left of the range or of the key's records; `None`: nothing.
     pub rest: Option<Keys>,
     /// Bytes of record batches that follow this line.
     pub bytes: u32,
@@ -90,7 +97,7 @@ impl Keys {
     }
 }
 
-/// Appends the newest records of keys of a partition to `out`: at most `max_bytes` bytes, or one record. A key that is not
+/// Appends the newest records of keys of a partition, or all of one key, to `out`: at most `max_bytes` bytes, or one record. A key that is not
 /// there has none. Errors are for people.
 pub fn read_keys(
     reader: &mut LogReader,
@@ -107,6 +114,21 @@ pub fn read_keys(
         Keys::One(key) => {
             let message = reader.newest(partition, &bytes(key)?).map_err(wrong)?;
             message.iter().for_each(|message| put(message, out));
+        }
+        Keys::All { key, from } => {
+            let next = reader
+                .history(partition, &bytes(key)?, *from, |record| {
+                    let room = out.len() - before < max_bytes as usize;
+                    if room {
+                        put(&Message::of(record), out);
+                    }
+                    room
+                })
+                .map_err(wrong)?;
+            rest = next.map(|from| Keys::All {
+                key: key.clone(),
+                from,
+            });
         }
         Keys::Range { from, after, to } => {
             let bounds = KeyBounds {

@@ -26,7 +26,7 @@ use super::wal::snapshot::{self, Item, PART_MAX, PARTITIONS_A_PART, PartWriter};
 use super::wal::{LogId, RecoveryReport, Replay};
 use super::{KeyBounds, LogReader, Message, Outcome, PartitionKey, ReadError, Refusal};
 use super::{WalConfig, WalError, WalShared, WalState, WalWriter};
-use crate::wire::record_batch::{self, BatchWriter, HEADER_LEN, RAW_RECORD_OVERHEAD_MAX};
+use crate::wire::record_batch::{self, BatchWriter, HEADER_LEN, RAW_RECORD_OVERHEAD_MAX, Record};
 
 /// An engine is a store's only shard.
 const SHARD: u16 = 0;
@@ -475,6 +475,17 @@ impl Engine {
         wanted: &[u8],
     ) -> Result<Option<Message>, EngineError> {
         Ok(self.reader.newest(key, wanted)?)
+    }
+
+    /// Hands the records with this key to `take`, oldest first: see [`LogReader::history`].
+    pub fn history(
+        &mut self,
+        key: PartitionKey,
+        wanted: &[u8],
+        from: i64,
+        take: impl FnMut(&Record<'_>) -> bool,
+    ) -> Result<Option<i64>, EngineError> {
+        Ok(self.reader.history(key, wanted, from, take)?)
     }
 
     /// The keys between `bounds` in order, with their newest offsets.

@@ -1,4 +1,5 @@
-//! `taffrail read --key` and ranges of keys: the newest message of each key, over all partitions in the order of keys.
+//! `taffrail read --key` and ranges of keys: the newest message of each key, over all partitions in the order of keys, or
+//! all messages of one key, partition by partition.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -66,7 +67,7 @@ pub(super) fn run(args: &Args) -> CliResult {
     }
     out.flush()?;
     match (&asked, printed) {
-        (Keys::One(_), 0) if args.count != Some(0) => {
+        (Keys::One(_) | Keys::All { .. }, 0) if args.count != Some(0) => {
             Err(format!("topic \"{}\" has no message with this key", args.topic).into())
         }
         _ => Ok(()),
@@ -118,7 +119,11 @@ fn asked(args: &Args) -> Result<Keys, Error> {
         true => unhex(text).ok_or_else(|| format!("\"{text}\" is not hexadecimal")),
     };
     if let Some(key) = &args.key {
-        return Ok(Keys::One(hex(&bytes(key)?)));
+        let key = hex(&bytes(key)?);
+        return Ok(match args.all {
+            true => Keys::All { key, from: 0 },
+            false => Keys::One(key),
+        });
     }
     let bound = |text: &str| {
         let bound = bytes(text)?;

@@ -2,7 +2,8 @@
 //!
 //! Invariant: a search knows all that was durable when it began. The log is looked at first, the SSTs second, as for
 //! offsets: what leaves the log is in the SSTs before. Of topics that have no index of their keys the same is
-//! found, at the cost of reading their part of the SSTs.
+//! found, at the cost of reading their part of the SSTs. All records of a key are found by reading the files that the
+//! indexes name.
 
 use std::ops::Bound;
 
@@ -29,7 +30,8 @@ pub struct Message {
 }
 
 impl Message {
-    fn of(record: &Record<'_>) -> Message {
+    /// A copy of a record.
+    pub fn of(record: &Record<'_>) -> Message {
         Message {
             offset: record.offset,
             timestamp: record.timestamp,
@@ -64,6 +66,11 @@ pub struct KeyRange<'a> {
     page: std::vec::IntoIter<RangeKey>,
     rest: Option<KeyBounds>,
 }
+
+/// Bytes that [`LogReader::history`] reads in a call, so that who asks hears of it in time.
+const HISTORY_BYTES: usize = 64 << 20;
+/// And at a time.
+const HISTORY_STEP: usize = 1 << 20;
 
 /// Keys that a [`KeyRange`] asks for at a time.
 const PAGE: usize = 512;
@@ -235,6 +242,69 @@ impl LogReader {
             }
             None => Ok(None),
         }
+    }
+
+    /// Hands the records with this key from offset `from` on to `take`, oldest first, until it says false. `Some`: where the
+    /// next call goes on, because `take` wanted no more or enough was read; `None`: there are no more. Cost: a search in
+    /// the index of each SST, and reading the partition in those that have the key, and in the log; some 64 MiB at most.
+    pub fn history(
+        &mut self,
+        key: PartitionKey,
+        wanted: &[u8],
+        from: i64,
+        mut take: impl FnMut(&Record<'_>) -> bool,
+    ) -> Result<Option<i64>, ReadError> {
+        let Some(newest) = self.lookup(key, wanted)? else {
+            return Ok(None);
+        };
+        let kept = kept(wanted);
+        let (mut at, mut left) = (from.max(0), HISTORY_BYTES);
+        let (mut bytes, mut scratch) = (Vec::new(), Vec::new());
+        while at <= newest {
+            if let Some(store) = &self.store
+                && let Some((end, last)) = store.newest_beside(key, at, &kept)?
+                && last.is_none_or(|last| last < at)
+            {
+                at = end;
+                continue;
+            }
+            if left == 0 {
+                return Ok(Some(at));
+            }
+            bytes.clear();
+            let outcome = match self.read(key, at, HISTORY_STEP.min(left), &mut bytes) {
+                Ok(outcome) => outcome,
+                // Retention, or a merge that leaves out, goes on meanwhile.
+                Err(ReadError::OutOfRange { start, .. }) if at < start => {
+                    at = start;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            left = left.saturating_sub(outcome.bytes.max(1));
+            let mut rest = &bytes[..];
+            while let Ok(header) = record_batch::parse_header(rest) {
+                let Some((batch, others)) = rest.split_at_checked(header.total_len()) else {
+                    break;
+                };
+                rest = others;
+                let plain = codec::plain(batch, &mut scratch).map(Records::new);
+                let (false, Ok(Ok(records))) = (header.is_control(), plain) else {
+                    continue;
+                };
+                for record in records.map_while(Result::ok) {
+                    let meant = record.offset >= at && record.key == Some(wanted);
+                    if meant && !take(&record) {
+                        return Ok(Some(record.offset));
+                    }
+                }
+            }
+            if outcome.next_offset <= at {
+                break;
+            }
+            at = outcome.next_offset;
+        }
+        Ok(None)
     }
 
     /// Hands the record at `offset` to `take`; `None`: there is none.

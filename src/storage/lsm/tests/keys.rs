@@ -26,6 +26,35 @@ pub(super) fn check_keys(reader: &mut LogReader, key: PartitionKey, there: &[(i6
         let found = message.as_ref().map(|m| (m.offset, &m.value));
         assert_eq!(found, expected, "key {wanted}");
     }
+    for wanted in [0, 7, 25] {
+        let all = there.iter().filter(|(_, (key, _))| *key == Some(wanted));
+        let all: Vec<_> = all.map(|(offset, (_, value))| (*offset, value)).collect();
+        let middle = all.get(all.len() / 2).map_or(0, |(offset, _)| *offset);
+        for (from, at_once) in [
+            (0, usize::MAX),
+            (0, 2),
+            (middle, 1),
+            (middle + 1, usize::MAX),
+        ] {
+            let (mut found, mut next) = (Vec::new(), Some(from));
+            while let Some(from) = next {
+                let before = found.len();
+                let more = reader.history(key, &[wanted], from, |record| {
+                    let room = found.len() - before < at_once;
+                    if room {
+                        found.push((record.offset, record.value.map(<[u8]>::to_vec)));
+                    }
+                    room
+                });
+                next = more.unwrap();
+                assert!(next.is_none_or(|next| next > from));
+            }
+            let expected = all.iter().filter(|(offset, _)| *offset >= from);
+            let expected: Vec<_> = expected.map(|(o, value)| (*o, (*value).clone())).collect();
+            assert_eq!(found, expected, "key {wanted} from {from}");
+        }
+    }
+    assert_eq!(reader.history(key, &[1; 2000], 0, |_| true).unwrap(), None);
     assert_eq!(reader.lookup(key, b"").unwrap(), None);
     assert_eq!(reader.lookup(key, &[1; 2000]).unwrap(), None);
     for (bounds, from, to, limit) in [
