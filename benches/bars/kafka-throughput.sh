@@ -88,6 +88,14 @@ cpu() { sed 's/.*) //' "/proc/$1/stat" | awk '{ print $12 + $13 }'; }
 # memory PID: peak in MiB, huge pages added.
 memory() { awk '/^(VmHWM|HugetlbPages):/ { kib += $2 } END { printf "%.0f", kib / 1024 }' "/proc/$1/status"; }
 hz=$(getconf CLK_TCK)
+# threads PID: the threads' shares of what they have taken, by name, the largest first.
+threads() {
+    # Name, then from the state on: user and system time are the 12th and 13th fields.
+    sed -E 's/^[0-9]+ \((.*)\) /\1\t/; s/ /\t/g' /proc/"$1"/task/*/stat | awk -F '\t' '
+        { ticks[$1] += $13 + $14; all += $13 + $14 }
+        END { for (name in ticks) if (ticks[name] * 100 > all) printf "%d%% %s\n", 100 * ticks[name] / all, name }' |
+        sort -rn | paste -sd, | sed 's/,/, /g'
+}
 
 # rdkafka and own: messages a second, as the client says at its end.
 # shellcheck disable=SC2317 # run by measure
@@ -157,6 +165,7 @@ for ((round = 0; round <= ROUNDS; round++)); do
         done
     done
 done
+by_thread=$(threads "$taffrail")
 ours_mib=$(memory "$taffrail") theirs_mib=$(memory "$kafka")
 
 printf '%-9s %-8s %-8s %6s %12s %26s\n' broker client mode bytes 'messages/s' 'CPU s a million messages'
@@ -167,6 +176,7 @@ for key in "${!result[@]}"; do
     printf '%-9s %-8s %-8s %6s %12.0f %26.3f\n' "$broker" "$client" "$mode" "$size" "$(median ${result[$key]})" \
         "$(median ${result[${key% rate} cpu]})"
 done | sort
+echo "Taffrail's CPU by thread: $by_thread"
 echo "peak memory: Taffrail $ours_mib MiB, Kafka $theirs_mib MiB"
 
 # ratio MODE FIELD CLIENT WORST: Taffrail's ÷ Kafka's over the sizes, the worst of them.
