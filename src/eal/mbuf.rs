@@ -217,6 +217,12 @@ impl RxBurst {
         vouched(flags)
     }
 
+    /// The handle of packet `i`, for whoever will own it once it is taken.
+    #[inline(always)]
+    pub fn handle(&self, i: usize) -> MbufHandle {
+        self.mbuf(i) as usize
+    }
+
     /// Takes packet `i` out of the burst; the handle goes to [`free_handles`] later.
     #[inline(always)]
     pub fn take(&mut self, i: usize) -> MbufHandle {

@@ -6,9 +6,11 @@ mod counters;
 mod demux;
 mod drop_reason;
 mod interface;
+pub mod lanes;
 mod parse;
 mod reply;
 mod responder;
+pub mod routes;
 #[cfg(feature = "dpdk")]
 pub mod rx;
 mod service;

@@ -6,212 +6,29 @@
 //! of its topic (handed to the shard, or dropped by reason). An mbuf is either freed here or its
 //! handle is in a ring. The loop allocates nothing, takes no lock and makes no system call.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use crossbeam_queue::ArrayQueue;
-
+use super::lanes::{ACKS_A_ROUND, BURST_MOST, Lanes, ShardLink, refusal, source_hash};
+use super::routes::RouteCell;
 use super::{
     AckCoalescer, Demux, DropReason, Handled, NetCounters, ParseOptions, Parsed, Responder, Target,
-    TopicTable, UdpPacket, parse, payload_offset, reply_to, udp_frame,
+    UdpPacket, parse, payload_offset, reply_to, udp_frame,
 };
 use crate::eal::{BURST, Mempool, RxBurst, RxQueue, TxBurst, TxQueue, free_handles};
-use crate::memory::spsc;
-use crate::shard::{Ack, GapReport, Inbound, Kind, Now, REPLY_TO_LEN, Release, messages};
-use crate::telemetry::Counter;
-use crate::wire::datagram::{AckEntry, ErrorCode, PRODUCE_HEADER_LEN, ProduceHeader, Request};
+use crate::shard::{Ack, Inbound, Kind, Now, REPLY_TO_LEN, Release};
+use crate::wire::datagram::{PRODUCE_HEADER_LEN, Request};
 use crate::wire::ethernet::NO_VLAN;
-use crate::wire::record_batch;
+
+const _: () = assert!(BURST <= BURST_MOST);
 
 /// Packets fetched ahead of the one being parsed: the payload's first line takes about as long to
 /// arrive as four packets take to parse.
 const PREFETCH_AHEAD: usize = 4;
-/// Acknowledgements taken from a shard's ring in one round; bounds the round's length.
-const ACKS_A_ROUND: usize = 256;
-/// A gap is reported when the first of its messages is this old: one record tells of all that were
-/// lost meanwhile.
-const GAP_INTERVAL_NS: i64 = 1_000_000_000;
 /// Where an answer is written that finds no mbuf, so that its due time passes: the largest frame that
 /// answers have.
 const SCRATCH: usize = 2048;
 /// How often the announcements (ARP, ND, group memberships) are looked after.
 const ANNOUNCE_INTERVAL_NS: u64 = 10_000_000;
-
-/// Where a raw UDP source leads.
-#[derive(Debug, Clone)]
-pub struct Route {
-    /// The topic's counters.
-    pub counters: Arc<TopicCounters>,
-    /// How a partition is chosen.
-    pub choice: Choice,
-    /// 0 is shed first, 7 last.
-    pub priority: u8,
-    /// The partitions to choose from.
-    pub places: Vec<Place>,
-}
-
-/// How a route chooses among its places.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Choice {
-    /// By the sender's address and port.
-    Source,
-    /// Burst by burst, in turn.
-    Spread,
-}
-
-/// Where a partition lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    /// Its shard.
-    pub shard: u16,
-    /// Its index within the shard.
-    pub local: u32,
-}
-
-/// A topic as producers of the datagram protocol reach it.
-#[derive(Debug)]
-pub struct ServedRoute {
-    /// Its counters.
-    pub counters: Arc<TopicCounters>,
-    /// Its partitions.
-    pub places: Vec<Place>,
-}
-
-/// What every rx lcore knows of the topics.
-#[derive(Debug)]
-pub struct Routes {
-    /// Raw UDP sources; the index in a [`Target`] is one into it.
-    pub raw: Vec<Route>,
-    /// Names and ids, for greetings.
-    pub table: TopicTable,
-    /// By topic id; `None` for ids that are not served.
-    pub by_id: Vec<Option<Arc<ServedRoute>>>,
-    /// By shard and local index: the topic's counters; `None` where it was deleted.
-    pub topic_of: Vec<Vec<Option<Arc<TopicCounters>>>>,
-}
-
-/// The routes of the moment, for every rx lcore. Whoever publishes newer ones also frees the older ones, when
-/// no lcore uses them any more.
-#[derive(Debug)]
-pub struct RouteCell {
-    version: AtomicU64,
-    routes: Mutex<RouteList>,
-}
-
-#[derive(Debug)]
-struct RouteList {
-    current: Arc<Routes>,
-    old: Vec<Arc<Routes>>,
-}
-
-impl RouteCell {
-    /// With the routes to begin with.
-    pub fn new(routes: Routes) -> Self {
-        Self {
-            version: AtomicU64::new(0),
-            routes: Mutex::new(RouteList {
-                current: Arc::new(routes),
-                old: Vec::new(),
-            }),
-        }
-    }
-
-    /// The newest routes.
-    pub fn current(&self) -> Arc<Routes> {
-        let list = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(&list.current)
-    }
-
-    /// Replaces them; the lcores take them over within some milliseconds.
-    pub fn publish(&self, routes: Routes) {
-        let mut list = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        let old = std::mem::replace(&mut list.current, Arc::new(routes));
-        list.old.push(old);
-        list.old.retain(|routes| Arc::strong_count(routes) > 1);
-        drop(list);
-        self.version.fetch_add(1, Ordering::Release);
-    }
-
-    /// Replaces `routes` where there are newer ones than version `seen`. Never waits, allocates or frees.
-    #[inline]
-    fn refresh(&self, seen: &mut u64, routes: &mut Arc<Routes>) {
-        let version = self.version.load(Ordering::Acquire);
-        if version != *seen
-            && let Ok(list) = self.routes.try_lock()
-        {
-            *routes = Arc::clone(&list.current);
-            *seen = version;
-        }
-    }
-}
-
-/// What is counted of a topic before its messages are in a shard's hands.
-#[derive(Debug)]
-pub struct TopicCounters {
-    /// By rx lcore; written by that lcore alone.
-    pub lcores: Box<[TopicRx]>,
-    /// Of all kernel threads.
-    pub kernel: TopicKernel,
-}
-
-impl TopicCounters {
-    /// For so many rx lcores.
-    pub fn new(lcores: usize) -> Self {
-        Self {
-            lcores: (0..lcores).map(|_| TopicRx::default()).collect(),
-            kernel: TopicKernel::default(),
-        }
-    }
-}
-
-/// What kernel threads count of a topic, in messages.
-#[derive(Debug, Default)]
-pub struct TopicKernel {
-    received: AtomicU64,
-    refused: [AtomicU64; ErrorCode::ALL.len()],
-}
-
-impl TopicKernel {
-    /// Counts messages that a shard is going to get; to be called before they are sent to it.
-    #[inline]
-    pub fn receive(&self, messages: u64) {
-        self.received.fetch_add(messages, Ordering::Relaxed);
-    }
-
-    /// Counts messages as received and refused by the thread itself.
-    pub fn refuse(&self, reason: ErrorCode, messages: u64) {
-        // Readers look at what became of messages first.
-        self.received.fetch_add(messages, Ordering::Relaxed);
-        self.refused[reason as usize].fetch_add(messages, Ordering::Release);
-    }
-
-    /// Messages received.
-    pub fn received(&self) -> u64 {
-        self.received.load(Ordering::Acquire)
-    }
-
-    /// Messages refused before any shard saw them, by reason.
-    pub fn refused(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        ErrorCode::ALL.iter().map(|&code| {
-            (
-                code.name(),
-                self.refused[code as usize].load(Ordering::Acquire),
-            )
-        })
-    }
-}
-
-/// What an rx lcore counts of a topic, in messages.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-pub struct TopicRx {
-    /// Found in packets.
-    pub received: Counter,
-    /// Not handed over: the shard's ring was full.
-    pub ring_full: Counter,
-    /// Not handed over: shed by priority.
-    pub shed: Counter,
-}
 
 /// Gives mbufs back to their pools.
 #[derive(Debug, Default, Clone, Copy)]
@@ -246,18 +63,6 @@ pub struct RxPort {
     pub announces: bool,
 }
 
-/// The connection to one shard.
-pub struct ShardLink {
-    /// Messages to the shard.
-    pub out: spsc::Producer<Inbound>,
-    /// Acknowledgements from it.
-    pub acks: spsc::Consumer<Ack>,
-    /// Gap reports to it.
-    pub gaps: Arc<ArrayQueue<GapReport>>,
-    /// Its partitions.
-    pub partitions: usize,
-}
-
 /// What an rx lcore runs.
 pub struct RxWorker {
     ports: Vec<Port>,
@@ -274,43 +79,6 @@ struct Port {
     out: TxBurst,
 }
 
-/// The ways to the shards.
-struct Lanes {
-    /// This lcore's place among the rx lcores.
-    index: u8,
-    shards: Vec<Outgoing>,
-    routes: Arc<Routes>,
-    /// Where newer ones come from, and the version of these.
-    cell: Arc<RouteCell>,
-    version: u64,
-    /// Grows by one a burst, for [`Choice::Spread`].
-    turn: u32,
-    /// The shard whose acknowledgements are taken first.
-    first: usize,
-}
-
-/// Messages for a shard that are not in its ring yet.
-struct Outgoing {
-    link: ShardLink,
-    batch: Vec<Inbound>,
-    /// Topics with a lower priority are shed in this burst.
-    shed_below: u8,
-    /// By local partition.
-    gaps: Vec<Gap>,
-    /// Partitions with an open gap.
-    open: Vec<u32>,
-}
-
-/// Lost messages of one partition that no report has told of yet.
-#[derive(Clone, Copy, Default)]
-struct Gap {
-    count: u64,
-    from_ns: i64,
-    to_ns: i64,
-    port: u16,
-    reason: &'static str,
-}
-
 impl RxWorker {
     /// A worker; `index` is its place among the rx lcores and names it to the shards and to the topics'
     /// counters. Everything is allocated here.
@@ -320,16 +88,6 @@ impl RxWorker {
         shards: Vec<ShardLink>,
         routes: Arc<RouteCell>,
     ) -> Self {
-        let shards = shards
-            .into_iter()
-            .map(|link| Outgoing {
-                batch: Vec::with_capacity(BURST),
-                shed_below: 0,
-                gaps: vec![Gap::default(); link.partitions],
-                open: Vec::with_capacity(link.partitions),
-                link,
-            })
-            .collect();
         Self {
             ports: ports
                 .into_iter()
@@ -338,16 +96,7 @@ impl RxWorker {
                     out: TxBurst::new(),
                 })
                 .collect(),
-            lanes: Lanes {
-                index,
-                shards,
-                routes: routes.current(),
-                cell: routes,
-                // Whatever was published since is taken over at the first look.
-                version: u64::MAX,
-                turn: 0,
-                first: 0,
-            },
+            lanes: Lanes::new(index, shards, routes),
             burst: RxBurst::new(),
             acks: Vec::with_capacity(ACKS_A_ROUND),
             coalescer: AckCoalescer::new(ACKS_A_ROUND),
@@ -370,14 +119,7 @@ impl RxWorker {
             for port in &mut self.ports {
                 port.announce(now);
             }
-            self.lanes.report_gaps(now.unix_ns, GAP_INTERVAL_NS);
-            let Lanes {
-                cell,
-                version,
-                routes,
-                ..
-            } = &mut self.lanes;
-            cell.refresh(version, routes);
+            self.lanes.periodic(now);
         }
         for port in &mut self.ports {
             port.flush();
@@ -396,7 +138,7 @@ impl RxWorker {
 
     /// Reports every open gap, whatever its age; for a clean stop.
     pub fn finish(&mut self, now: Now) {
-        self.lanes.report_gaps(now.unix_ns, 0);
+        self.lanes.finish(now);
     }
 
     /// Takes one burst from a queue and hands on what it holds.
@@ -414,10 +156,7 @@ impl RxWorker {
         if count == 0 {
             return 0;
         }
-        lanes.turn = lanes.turn.wrapping_add(1);
-        for shard in &mut lanes.shards {
-            shard.shed_below = shed_below(&mut shard.link.out);
-        }
+        lanes.begin();
         for i in 0..2 * PREFETCH_AHEAD {
             burst.prefetch_mbuf(i);
         }
@@ -438,7 +177,10 @@ impl RxWorker {
         }
         counters.bytes.add(bytes);
         counters.delivered.add(delivered);
-        lanes.hand_over(port_index as u16, now);
+        lanes.hand_over(port_index as u16, now, |owner| {
+            // SAFETY: the ring did not take the message, so its owner is still this lcore's.
+            unsafe { free_handles(&[owner]) };
+        });
         // What no shard took over.
         burst.free_rest();
         count
@@ -454,18 +196,7 @@ impl RxWorker {
             coalescer,
             ..
         } = self;
-        // Begins with another shard each round, so that none keeps the others' from their turn.
-        let shards = lanes.shards.len();
-        lanes.first = if lanes.first + 1 < shards {
-            lanes.first + 1
-        } else {
-            0
-        };
-        for i in 0..shards {
-            let at = (lanes.first + i) % shards;
-            let room = ACKS_A_ROUND.saturating_sub(acks.len());
-            lanes.shards[at].link.acks.pop_into(acks, room);
-        }
+        lanes.take_acks(acks);
         let count = acks.len();
         if count == 0 {
             return 0;
@@ -567,11 +298,11 @@ impl Port {
         let handled = match &parsed {
             Parsed::Udp(packet) => match port.demux.lookup(frame, packet) {
                 Some(Target::Raw(route)) => {
-                    lanes.raw(route, Kind::Raw, packet, burst, i, index, now);
+                    raw(route, Kind::Raw, packet, burst, i, lanes, index, now);
                     return true;
                 }
                 Some(Target::Lines(route)) => {
-                    lanes.raw(route, Kind::Lines, packet, burst, i, index, now);
+                    raw(route, Kind::Lines, packet, burst, i, lanes, index, now);
                     return true;
                 }
                 Some(Target::Datagram) => {
@@ -621,7 +352,7 @@ impl Port {
             frame,
             packet,
             port.responder.interface(),
-            lanes.index,
+            lanes.index(),
             index,
         );
         let (Ok(request), Some(reply)) = (request, reply) else {
@@ -631,7 +362,7 @@ impl Port {
         match request {
             Request::Hello(hello) => {
                 port.counters.count_handled(Handled::Hello);
-                let table = &lanes.routes.table;
+                let table = lanes.table();
                 answer(port, out, |responder, room| {
                     let start = payload_offset(&reply);
                     let len = table.answer(&hello, room.get_mut(start..)?)?;
@@ -640,12 +371,7 @@ impl Port {
                 false
             }
             Request::Produce(header, batch) => {
-                let served = lanes.routes.by_id.get(header.topic_id as usize);
-                let place = served.and_then(Option::as_ref).and_then(|served| {
-                    let counters = &served.counters.lcores[usize::from(lanes.index)];
-                    Some((counters, *served.places.get(header.partition as usize)?))
-                });
-                let Some((counters, place)) = place else {
+                let Some(place) = lanes.place(&header) else {
                     port.counters.count_dropped(DropReason::UnknownPartition);
                     // Where the round has no room for the refusal, the producer asks again.
                     if header.acks != 0 && acks.len() < ACKS_A_ROUND {
@@ -656,7 +382,6 @@ impl Port {
                     }
                     return false;
                 };
-                let claimed = u64::from(record_batch::claimed_records(batch));
                 let len = batch.len() as u16;
                 let (start, headroom) = burst.frame_start(i);
                 let offset = usize::from(packet.payload_offset) + PRODUCE_HEADER_LEN;
@@ -665,7 +390,6 @@ impl Port {
                     port.counters.count_dropped(DropReason::NoAnswerRoom);
                     return false;
                 }
-                counters.received.add(claimed);
                 // SAFETY: parse and decode checked that header and batch lie within the frame, and the
                 // 64 bytes before the datagram's header were just found to be this packet's own headers
                 // and headroom, which nobody needs any more. The handle goes with the message, so the
@@ -678,12 +402,12 @@ impl Port {
                         batch,
                         len,
                         now.unix_ns,
-                        place.local,
+                        0,
                         Kind::Produce,
                         header.acks,
                     )
                 };
-                lanes.shards[usize::from(place.shard)].batch.push(inbound);
+                lanes.produce(&header, place, inbound);
                 true
             }
         }
@@ -707,204 +431,36 @@ impl Port {
     }
 }
 
-/// Tells a producer that its partition does not exist.
-#[cold]
-fn refusal(header: &ProduceHeader, batch: &[u8]) -> AckEntry {
-    let parsed = record_batch::parse_header(batch).ok();
-    AckEntry {
-        request_id: header.request_id,
-        topic_id: header.topic_id,
-        partition: header.partition,
-        base_offset: -1,
-        base_sequence: parsed.map_or(-1, |h| h.base_sequence),
-        producer_epoch: parsed.map_or(-1, |h| h.producer_epoch),
-        error: ErrorCode::UnknownPartition,
-        credit: 1,
-    }
-}
-
-impl Lanes {
-    /// A message, or lines of them, for a topic.
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments)] // the parts of one packet's context
-    fn raw(
-        &mut self,
-        route: u16,
-        kind: Kind,
-        packet: &UdpPacket,
-        burst: &mut RxBurst,
-        i: usize,
-        port: u16,
-        now: Now,
-    ) {
-        let route = &self.routes.raw[usize::from(route)];
-        let choice = match route.choice {
-            _ if route.places.len() == 1 => 0,
-            Choice::Source => source_hash(packet, burst.frame(i)) as usize % route.places.len(),
-            Choice::Spread => self.turn as usize % route.places.len(),
-        };
-        let place = route.places[choice];
-        let (start, _) = burst.frame_start(i);
-        // SAFETY: parse checked that the payload lies within the frame, which nobody writes to until
-        // its owner is released; taking the handle below makes the shard the one who does that.
-        let inbound = |owner| unsafe {
-            let data = start.add(usize::from(packet.payload_offset));
-            Inbound::new(
-                owner,
-                data,
-                packet.payload_len,
-                now.unix_ns,
-                place.local,
-                kind,
-                0,
-            )
-        };
-        let count = messages(&inbound(0));
-        let counters = &route.counters.lcores[usize::from(self.index)];
-        counters.received.add(count);
-        let shard = &mut self.shards[usize::from(place.shard)];
-        if route.priority < shard.shed_below {
-            counters.shed.add(count);
-            shard.note_gap(place.local, count, port, "shed", now.unix_ns);
-            return;
-        }
-        shard.batch.push(inbound(burst.take(i)));
-    }
-
-    /// Pushes the batches into their rings and accounts for what did not fit.
-    #[inline]
-    fn hand_over(&mut self, port: u16, now: Now) {
-        for index in 0..self.shards.len() {
-            let shard = &mut self.shards[index];
-            if shard.batch.is_empty() {
-                continue;
-            }
-            let taken = shard.link.out.push_burst(&shard.batch);
-            if taken < shard.batch.len() {
-                self.ring_full(index, taken, port, now);
-            }
-            self.shards[index].batch.clear();
-        }
-    }
-
-    /// Drops what is behind the first `taken` messages of a shard's batch.
-    #[cold]
-    fn ring_full(&mut self, index: usize, taken: usize, port: u16, now: Now) {
-        let shard = &mut self.shards[index];
-        for at in taken..shard.batch.len() {
-            let inbound = shard.batch[at];
-            let count = messages(&inbound);
-            let topics = &self.routes.topic_of[index];
-            if let Some(Some(topic)) = topics.get(inbound.partition() as usize) {
-                topic.lcores[usize::from(self.index)].ring_full.add(count);
-            }
-            // A producer of the datagram protocol retransmits: nothing is lost.
-            if inbound.kind() != Kind::Produce {
-                shard.note_gap(inbound.partition(), count, port, "ring_full", now.unix_ns);
-            }
-            // SAFETY: the ring did not take the message, so its owner is still this lcore's.
-            unsafe { free_handles(&[inbound.owner()]) };
-        }
-    }
-
-    /// Tells the shards of messages that were lost before them, where the loss is older than `age_ns`.
-    fn report_gaps(&mut self, unix_ns: i64, age_ns: i64) {
-        for shard in &mut self.shards {
-            let Outgoing {
-                gaps, open, link, ..
-            } = shard;
-            open.retain(|&local| {
-                let gap = &mut gaps[local as usize];
-                if unix_ns.saturating_sub(gap.from_ns) < age_ns {
-                    return true;
-                }
-                let report = GapReport {
-                    partition: local,
-                    reason: gap.reason,
-                    count: gap.count,
-                    from_ms: gap.from_ns / 1_000_000,
-                    to_ms: gap.to_ns / 1_000_000,
-                    port: gap.port,
-                };
-                // A full queue keeps the gap open: it is told of later, with more in it.
-                let told = link.gaps.push(report).is_ok();
-                if told {
-                    *gap = Gap::default();
-                }
-                !told
-            });
-        }
-    }
-}
-
-impl Outgoing {
-    #[cold]
-    fn note_gap(&mut self, local: u32, count: u64, port: u16, reason: &'static str, unix_ns: i64) {
-        let Some(gap) = self.gaps.get_mut(local as usize) else {
-            return;
-        };
-        if gap.count == 0 {
-            *gap = Gap {
-                count: 0,
-                from_ns: unix_ns,
-                to_ns: unix_ns,
-                port,
-                reason,
-            };
-            self.open.push(local);
-        }
-        gap.count += count;
-        gap.to_ns = unix_ns;
-    }
-}
-
-/// Spreads senders over partitions: FNV-1a over address and port, which mixes well enough for that and
-/// costs a multiplication a byte.
-#[inline]
-fn source_hash(packet: &UdpPacket, frame: &[u8]) -> u64 {
-    let port = packet.src_port.to_be_bytes();
-    let hash = packet
-        .src(frame)
-        .iter()
-        .chain(&port)
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-        });
-    hash ^ (hash >> 32)
-}
-
-/// The priority below which topics are shed: 0 (nothing) while the ring is at most half full, then
-/// one more for each further sixteenth, up to 7 (all but the highest). The hint is from the last time
-/// that the consumer was looked at, so it can only be too high: then it is looked at again.
-#[inline]
-fn shed_below(ring: &mut spsc::Producer<Inbound>) -> u8 {
-    let capacity = ring.capacity();
-    if 2 * ring.len_hint() <= capacity {
-        return 0;
-    }
-    let used = capacity - ring.free();
-    ((16 * used / capacity).saturating_sub(8)).min(7) as u8
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shedding_follows_the_ring_up_and_down() {
-        // SAFETY: the memory is static, and nothing is released.
-        let message = unsafe { Inbound::new(0, b"x".as_ptr(), 1, 0, 0, Kind::Raw, 0) };
-        let (mut producer, mut consumer) = spsc::ring::<Inbound>(64);
-        let levels: Vec<u8> = (0..64)
-            .map(|_| {
-                assert!(producer.push(message));
-                shed_below(&mut producer)
-            })
-            .collect();
-        assert!(levels[..35].iter().all(|&level| level == 0), "{levels:?}");
-        assert!(levels.is_sorted(), "{levels:?}");
-        assert_eq!(levels[63], 7);
-        while consumer.pop().is_some() {}
-        assert_eq!(shed_below(&mut producer), 0);
+/// A message, or lines of them, for a topic.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // the parts of one packet's context
+fn raw(
+    route: u16,
+    kind: Kind,
+    packet: &UdpPacket,
+    burst: &mut RxBurst,
+    i: usize,
+    lanes: &mut Lanes,
+    port: u16,
+    now: Now,
+) {
+    let (start, _) = burst.frame_start(i);
+    // SAFETY: parse checked that the payload lies within the frame, which nobody writes to until its owner is released;
+    // taking the handle below makes the shard the one who does that.
+    let inbound = unsafe {
+        Inbound::new(
+            burst.handle(i),
+            start.add(usize::from(packet.payload_offset)),
+            packet.payload_len,
+            now.unix_ns,
+            0,
+            kind,
+            0,
+        )
+    };
+    let frame = burst.frame(i);
+    let sender = || source_hash(packet.src(frame), packet.src_port);
+    if lanes.raw(route, inbound, port, sender) {
+        burst.take(i);
     }
 }

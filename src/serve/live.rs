@@ -10,7 +10,7 @@ use super::topics;
 use crate::broker::configs;
 use crate::broker::topics::{Change, OFFSETS_TOPIC, Place, Snapshot, Topic, TopicError, Topics};
 use crate::broker::waiting::Progress;
-use crate::net::rx::TopicCounters;
+use crate::net::routes::TopicCounters;
 use crate::shard::PartitionStats;
 use crate::storage::{CatalogError, TopicSpec};
 use crate::wire::kafka::Code;

@@ -34,7 +34,9 @@ use crate::eal::lcore;
 use crate::memory::budget::Part;
 use crate::memory::spsc;
 use crate::memory::wake::Wake;
-use crate::net::rx::{Choice, RxWorker, ShardLink};
+use crate::net::lanes::ShardLink;
+use crate::net::routes::Choice;
+use crate::net::rx::RxWorker;
 use crate::shard::{ACK_SLOTS, Ack, GapReport, INBOUND_SLOTS, Inbound, Shard};
 use crate::storage::{WalShared, WalState};
 use crate::topology::{Machine, Plan, plan};
@@ -104,6 +106,7 @@ pub fn serve(config: &Config, file: &Path) -> Result<Summary, Error> {
                 acks,
                 gaps: Arc::clone(&open.config.gaps),
                 partitions: open.config.partitions.len(),
+                bell: None,
             });
         }
         open.config.wakes = kafka.wakes();

@@ -13,7 +13,7 @@ use crate::broker::worker::Broker;
 use crate::control::protocol::{
     KafkaStats, LcoreStats, PartitionInfo, PortStats, Reasons, ShardStats, Stats, TopicStats,
 };
-use crate::net::rx::Place;
+use crate::net::routes::Place;
 use crate::net::{DropReason, Handled};
 use crate::shard::GapReport;
 use crate::storage::lsm::Store;
@@ -63,11 +63,11 @@ impl Sources {
             for (reason, count) in counters.kernel.refused() {
                 add(&mut topic.refused, reason, count);
             }
-            for lcore in &counters.lcores {
+            for lcore in &counters.receivers {
                 add(&mut topic.dropped, "ring_full", lcore.ring_full.get());
                 add(&mut topic.dropped, "shed", lcore.shed.get());
             }
-            let lcores = counters.lcores.iter().map(|lcore| lcore.received.get());
+            let lcores = counters.receivers.iter().map(|lcore| lcore.received.get());
             topic.received = counters.kernel.received() + lcores.sum::<u64>();
             topic.in_flight = topic.received as i64 - topic.accounted() as i64;
         }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::config::memory::PARTITION;
 use crate::memory::budget::Account;
-use crate::net::rx::{Place, Route, RouteCell, Routes, ServedRoute, TopicCounters};
+use crate::net::routes::{Place, Route, RouteCell, Routes, ServedRoute, TopicCounters};
 use crate::net::{ServedTopic, TopicTable};
 use crate::shard::{ControlError, PartitionStats, ShardControl};
 use crate::storage::lsm::manifest::Edit;
@@ -158,7 +158,7 @@ pub struct RawSource {
     /// Name of its topic, which cannot be deleted.
     pub topic: String,
     /// How it chooses.
-    pub choice: crate::net::rx::Choice,
+    pub choice: crate::net::routes::Choice,
     /// 0 is shed first, 7 last.
     pub priority: u8,
     /// Only this partition.

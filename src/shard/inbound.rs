@@ -90,6 +90,12 @@ impl Inbound {
         }
     }
 
+    /// The same message, for this shard-local partition.
+    #[inline(always)]
+    pub(crate) fn to_partition(self, partition: u32) -> Self {
+        Self { partition, ..self }
+    }
+
     /// The buffer's handle.
     #[inline(always)]
     pub fn owner(&self) -> usize {

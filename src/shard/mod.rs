@@ -26,7 +26,6 @@ pub use inbound::{
     REPLY_TO_LEN, Release, ReplyTo,
 };
 pub use partition::{PartitionStats, Reasons};
-#[cfg(feature = "dpdk")]
 pub(crate) use raw::messages;
 pub use shard::{CloseError, DEFAULT_PENDING_ACKS, ROUND_MESSAGES, Shard, ShardConfig, ShardStats};
 pub use snapshot::Recovered;
