@@ -45,6 +45,11 @@ const COMMIT_SIZE: std::ops::RangeInclusive<u64> = (128 << 10)..=(1 << 20);
 const BATCH_TARGET: std::ops::RangeInclusive<u64> = (4 << 10)..=(1 << 20);
 /// Smallest and largest MTU of a port: IPv6 needs 1,280; above 9,216 no common NIC goes.
 const MTU: std::ops::RangeInclusive<u16> = 1280..=9216;
+/// Smallest, largest and usual receive buffer of a kernel socket. The usual one rides out some 10 ms of small datagrams at
+/// 1 M a second, each of which the kernel counts with about 800 bytes of its own; the largest is what the kernel can count.
+const RECEIVE_BUFFER: std::ops::RangeInclusive<u64> = (64 << 10)..=(512 << 20);
+/// See [`RECEIVE_BUFFER`].
+const DEFAULT_RECEIVE_BUFFER: u64 = 8 << 20;
 
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +93,7 @@ pub struct Config {
     pub lcores: Lcores,
     /// How DPDK's environment is started.
     pub eal: Eal,
-    /// The DPDK ports, in file order.
+    /// The ports, in file order.
     pub ports: Vec<Port>,
     /// The topics, in file order.
     pub topics: Vec<Topic>,
@@ -196,6 +201,15 @@ pub struct Port {
     pub multicast: Vec<IpAddr>,
     /// Receive frames for other MAC addresses too.
     pub promiscuous: bool,
+    /// Bytes of the receive buffer of each socket of a kernel port.
+    pub receive_buffer: u64,
+}
+
+impl Port {
+    /// Whether its datagrams come by sockets of the kernel, and not by DPDK.
+    pub fn is_kernel(&self) -> bool {
+        self.device == Device::Kernel
+    }
 }
 
 /// How a port's device is named.
@@ -209,6 +223,8 @@ pub enum Device {
     Interface(String),
     /// A DPDK `--vdev` string.
     Vdev(String),
+    /// Sockets of the kernel's UDP, without DPDK.
+    Kernel,
 }
 
 /// An address with its prefix length.
@@ -353,7 +369,8 @@ struct RawPort {
     addresses: Vec<Spanned<String>>,
     #[serde(default)]
     multicast: Vec<Spanned<String>>,
-    promiscuous: Option<bool>,
+    promiscuous: Option<Spanned<bool>>,
+    receive_buffer: Option<Spanned<ByteSize>>,
 }
 
 #[derive(Deserialize)]
@@ -403,6 +420,18 @@ impl Config {
             source,
         })?;
         Self::parse(&text, path)
+    }
+
+    /// The DPDK ports, with their places among all ports.
+    pub fn dpdk_ports(&self) -> impl Iterator<Item = (usize, &Port)> {
+        let ports = self.ports.iter().enumerate();
+        ports.filter(|(_, port)| !port.is_kernel())
+    }
+
+    /// The ports of kernel sockets, with their places among all ports.
+    pub fn kernel_ports(&self) -> impl Iterator<Item = (usize, &Port)> {
+        let ports = self.ports.iter().enumerate();
+        ports.filter(|(_, port)| port.is_kernel())
     }
 
     /// Whether a topic of the configuration keeps a key index.
@@ -767,11 +796,21 @@ impl Checker<'_> {
                 "1 to 32 letters, digits, '-' and '_' are allowed",
             ));
         }
-        let device = raw
+        let device: Device = raw
             .device
             .get_ref()
             .parse()
             .map_err(|reason: String| self.error(&raw.device, "port.device", reason))?;
+        let kernel = device == Device::Kernel;
+        if kernel {
+            self.kernel_port(&raw)?;
+        } else if let Some(buffer) = &raw.receive_buffer {
+            return Err(self.error(
+                buffer,
+                "port.receive_buffer",
+                "only with device = \"kernel\"; DPDK ports have `descriptors`",
+            ));
+        }
         let descriptors = raw.descriptors.clone();
         let port = Port {
             name,
@@ -787,9 +826,11 @@ impl Checker<'_> {
                 .addresses
                 .iter()
                 .map(|text| {
-                    text.get_ref()
-                        .parse()
-                        .map_err(|reason: String| self.error(text, "port.addresses", reason))
+                    let parsed = match kernel {
+                        true => kernel_address(text.get_ref()),
+                        false => text.get_ref().parse(),
+                    };
+                    parsed.map_err(|reason| self.error(text, "port.addresses", reason))
                 })
                 .collect::<Result<_, _>>()?,
             multicast: raw
@@ -807,8 +848,18 @@ impl Checker<'_> {
                     )),
                 })
                 .collect::<Result<_, _>>()?,
-            promiscuous: raw.promiscuous.unwrap_or(false),
+            promiscuous: raw.promiscuous.is_some_and(Spanned::into_inner),
+            receive_buffer: self.size(
+                raw.receive_buffer,
+                "port.receive_buffer",
+                RECEIVE_BUFFER,
+                1,
+                DEFAULT_RECEIVE_BUFFER,
+            )?,
         };
+        if kernel {
+            self.kernel_addresses(&port, &raw.addresses)?;
+        }
         if let Some(at) = descriptors
             && !port.descriptors.is_power_of_two()
         {
@@ -819,6 +870,56 @@ impl Checker<'_> {
             ));
         }
         Ok(port)
+    }
+
+    /// Refuses what a port of kernel sockets has not.
+    fn kernel_port(&self, raw: &RawPort) -> Result<(), ConfigError> {
+        let numbers = [
+            ("queues", &raw.queues),
+            ("descriptors", &raw.descriptors),
+            ("vlan", &raw.vlan),
+        ];
+        let numbers = numbers
+            .into_iter()
+            .filter_map(|(key, value)| Some((key, value.as_ref()?.span().start)));
+        let promiscuous = raw.promiscuous.as_ref().map(|p| p.span().start);
+        let found = numbers
+            .chain(promiscuous.map(|at| ("promiscuous", at)))
+            .next();
+        match found {
+            Some((key, at)) => Err(self.error_at(
+                at,
+                &format!("port.{key}"),
+                "not with device = \"kernel\": interfaces and their VLANs are the kernel's",
+            )),
+            None if raw.addresses.is_empty() => Err(self.error(
+                &raw.device,
+                "port.addresses",
+                "a port with device = \"kernel\" needs the addresses at which it listens: \"127.0.0.1\" and \"::1\" for \
+                 senders on this machine, \"0.0.0.0\" and \"::\" for all",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses addresses that two sockets of a kernel port could not have.
+    fn kernel_addresses(&self, port: &Port, raw: &[Spanned<String>]) -> Result<(), ConfigError> {
+        for (at, (one, text)) in port.addresses.iter().zip(raw).enumerate() {
+            let before = port.addresses[..at].iter().map(|a| a.address);
+            let family = before.filter(|other| other.is_ipv4() == one.address.is_ipv4());
+            for other in family {
+                let reason = if other == one.address {
+                    "is named twice"
+                } else if other.is_unspecified() || one.address.is_unspecified() {
+                    "stands beside an address for all of its family"
+                } else {
+                    continue;
+                };
+                let reason = format!("{} {reason}", one.address);
+                return Err(self.error(text, "port.addresses", reason));
+            }
+        }
+        Ok(())
     }
 
     fn topic_settings(
@@ -1016,12 +1117,29 @@ impl FromStr for IpPrefix {
     }
 }
 
+/// An address at which kernel sockets listen: one of this machine's, or for all of them the unspecified one.
+fn kernel_address(text: &str) -> Result<IpPrefix, String> {
+    let address: Option<IpAddr> = text.parse().ok();
+    let address = address.filter(|address| !address.is_multicast());
+    let address = address.ok_or_else(|| {
+        format!(
+            "\"{text}\" is no address to listen at, such as \"127.0.0.1\", or \"0.0.0.0\" and \"::\" for all; prefixes \
+             are the kernel's, groups go into `multicast`"
+        )
+    })?;
+    let prefix = if address.is_ipv4() { 32 } else { 128 };
+    Ok(IpPrefix { address, prefix })
+}
+
 impl FromStr for Device {
     type Err = String;
 
-    /// Accepts a PCI address (with or without its domain), a MAC address, an interface name or a
-    /// `--vdev` string; which of them is told by the form.
+    /// Accepts a PCI address (with or without its domain), a MAC address, an interface name, a
+    /// `--vdev` string or "kernel"; which of them is told by the form.
     fn from_str(text: &str) -> Result<Self, String> {
+        if text == "kernel" {
+            return Ok(Self::Kernel);
+        }
         if let Some(pci) = pci_address(text) {
             return Ok(Self::Pci(pci));
         }
@@ -1040,7 +1158,7 @@ impl FromStr for Device {
             return Ok(Self::Interface(text.to_owned()));
         }
         Err(format!(
-            "\"{text}\" is no PCI address (0000:3b:00.0), MAC address, interface name or vdev string (net_af_packet0,iface=veth0)"
+            "\"{text}\" is no PCI address (0000:3b:00.0), MAC address, interface name, vdev string (net_af_packet0,iface=veth0) or \"kernel\""
         ))
     }
 }
@@ -1306,6 +1424,96 @@ mod tests {
     }
 
     #[test]
+    fn a_kernel_port_has_addresses_and_nothing_of_a_nic() {
+        let port =
+            |keys: &str| format!("{BASE}[[port]]\nname = \"k0\"\ndevice = \"kernel\"\n{keys}");
+        let usual =
+            "addresses = [\"0.0.0.0\", \"::1\", \"fe80::1\"]\nmulticast = [\"239.1.1.1\"]\n";
+        let text = format!(
+            "{}receive_buffer = \"1MiB\"\n[[udp]]\nport = \"k0\"\nudp_port = 9\ntopic = \"t\"\n",
+            port(usual)
+        );
+        let config = parse(&text).unwrap();
+        let addresses: Vec<String> = (config.ports[1].addresses.iter())
+            .map(|a| format!("{}/{}", a.address, a.prefix))
+            .collect();
+        assert_eq!(addresses, ["0.0.0.0/32", "::1/128", "fe80::1/128"]);
+        assert_eq!(config.ports[1].receive_buffer, 1 << 20);
+        assert_eq!(config.udp[0].port, Some(1));
+        let places = |ports: &mut dyn Iterator<Item = (usize, &Port)>| -> Vec<usize> {
+            ports.map(|(place, _)| place).collect()
+        };
+        assert_eq!(places(&mut config.dpdk_ports()), [0]);
+        assert_eq!(places(&mut config.kernel_ports()), [1]);
+        for (keys, line, key, reason) in [
+            ("", 11, "port.addresses", "\"127.0.0.1\""),
+            (
+                "addresses = []\n",
+                11,
+                "port.addresses",
+                "needs the addresses",
+            ),
+            (
+                "addresses = [\"10.0.0.1/24\"]\n",
+                12,
+                "port.addresses",
+                "prefixes",
+            ),
+            (
+                "addresses = [\"239.1.1.1\"]\n",
+                12,
+                "port.addresses",
+                "`multicast`",
+            ),
+            (
+                "addresses = [\"::1\", \"::1\"]\n",
+                12,
+                "port.addresses",
+                "twice",
+            ),
+            (
+                "addresses = [\"::1\",\n\"::\"]\n",
+                13,
+                "port.addresses",
+                "all of its family",
+            ),
+            (
+                "addresses = [\"::1\"]\nqueues = 1\n",
+                13,
+                "port.queues",
+                "kernel",
+            ),
+            (
+                "addresses = [\"::1\"]\nvlan = 7\n",
+                13,
+                "port.vlan",
+                "kernel",
+            ),
+            (
+                "addresses = [\"::1\"]\npromiscuous = false\n",
+                13,
+                "port.promiscuous",
+                "kernel",
+            ),
+            (
+                "addresses = [\"::1\"]\nreceive_buffer = \"1GiB\"\n",
+                13,
+                "port.receive_buffer",
+                "512",
+            ),
+        ] {
+            let message = refused(&port(keys));
+            assert!(
+                message.contains(&format!("line {line}: {key}")),
+                "{keys}: {message}"
+            );
+            assert!(message.contains(reason), "{keys}: {message}");
+        }
+        let nic = "[[port]]\nname = \"p1\"\ndevice = \"e\"\nreceive_buffer = \"1MiB\"\n";
+        assert!(refused(&format!("{BASE}{nic}")).contains("`descriptors`"));
+    }
+
+    #[test]
     fn clashing_sources_are_refused() {
         let twice = "[[udp]]\nudp_port = 1\ntopic = \"t\"\n[[udp]]\nport = \"p0\"\nudp_port = 1\ntopic = \"t\"\n";
         assert!(refused(&format!("{BASE}{twice}")).contains("same port"));
@@ -1327,6 +1535,7 @@ mod tests {
         );
         assert_eq!(device("enp3s0f0"), Ok(Device::Interface("enp3s0f0".into())));
         assert_eq!(device("net_null0"), Ok(Device::Vdev("net_null0".into())));
+        assert_eq!(device("kernel"), Ok(Device::Kernel));
         for wrong in [
             "",
             "0000:3b:00.9",

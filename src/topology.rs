@@ -212,6 +212,7 @@ pub fn plan(config: &Config, machine: &Machine) -> Result<Plan, TopologyError> {
     let shards: Vec<u16> = (0..config.storage.shards).collect();
     let queues = |ports: &mut dyn Iterator<Item = usize>| -> Vec<(usize, u16)> {
         ports
+            .filter(|&p| !config.ports[p].is_kernel())
             .flat_map(|p| (0..config.ports[p].queues).map(move |q| (p, q)))
             .collect()
     };
@@ -246,12 +247,12 @@ pub fn plan(config: &Config, machine: &Machine) -> Result<Plan, TopologyError> {
                 .chain(&config.lcores.storage)
                 .copied()
                 .collect();
-            let homes: BTreeSet<Option<u32>> = port_nodes.iter().copied().collect();
-            let rx_wanted = if config.ports.is_empty() {
-                0
-            } else {
-                homes.len().max(1)
-            };
+            // Ports of kernel sockets have no queues.
+            let homes: BTreeSet<Option<u32>> = config
+                .dpdk_ports()
+                .map(|(place, _)| port_nodes[place])
+                .collect();
+            let rx_wanted = homes.len();
             let have = machine.cpus.len();
             let rx_count = if config.lcores.rx.is_empty() {
                 rx_wanted
@@ -440,6 +441,19 @@ mod tests {
         );
         let error = plan(&config("[lcores]\ncpu = 9\n"), &small).unwrap_err();
         assert!(error.to_string().contains("CPU 9") && error.to_string().contains("0, 1"));
+    }
+
+    #[test]
+    fn kernel_ports_take_no_lcore() {
+        let mut small = machine(1, 1);
+        small.devices.clear();
+        let port = "[[port]]\nname = \"k\"\ndevice = \"kernel\"\naddresses = [\"::1\"]\n";
+        let spread = format!("shards = 2\n[lcores]\nlayout = \"spread\"\n{port}");
+        for (text, lcores) in [(port, 1), (spread.as_str(), 2)] {
+            let plan = plan(&config(text), &small).unwrap();
+            assert_eq!(plan.lcores.len(), lcores, "{text}");
+            assert!(plan.lcores.iter().all(|lcore| lcore.queues.is_empty()));
+        }
     }
 
     #[test]

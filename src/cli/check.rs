@@ -95,8 +95,17 @@ fn show_plan(config: &Config) -> Result<u64, Box<dyn std::error::Error + Send + 
             shards.join(" ")
         );
     }
+    for (_, port) in config.kernel_ports() {
+        let addresses = port.addresses.iter().map(|a| a.address.to_string());
+        let addresses: Vec<String> = addresses.collect();
+        println!(
+            "port {}: kernel sockets at {}",
+            port.name,
+            addresses.join(", ")
+        );
+    }
     for note in &plan.notes {
         println!("note: {note}");
     }
-    Ok(crate::serve::ports::memory(config, &plan))
+    Ok(crate::serve::packet_memory(config, &plan))
 }

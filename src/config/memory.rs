@@ -246,10 +246,11 @@ pub fn connection(config: &Config) -> u64 {
 pub fn rings(config: &Config) -> u64 {
     let shards = u64::from(config.storage.shards);
     let threads = config.kafka.as_ref().map_or(0, |k| u64::from(k.threads));
-    let receivers = match config.ports.len() {
-        0 => 0,
-        _ => config.lcores.rx.len().max(1) as u64,
+    let lcores = match config.dpdk_ports().next() {
+        None => 0,
+        Some(_) => config.lcores.rx.len().max(1) as u64,
     };
+    let receivers = lcores + u64::from(config.kernel_ports().next().is_some());
     let (inbound, ack) = (size_of::<Inbound>() as u64, size_of::<Ack>() as u64);
     let slot = size_of::<Option<(BatchBuffer, u64)>>() as u64 + 4 + ack;
     let to_kafka = LINK_BATCHES as u64 * (inbound + ack + slot);

@@ -1,4 +1,4 @@
-//! Clients over the kernel's own TCP stack: the sockets of a thread, by epoll or by io_uring.
+//! Clients over the kernel's own TCP stack: the sockets of a thread, by epoll or by io_uring. `udp.rs` has the kernel's UDP.
 //!
 //! [`Sockets`] moves bytes and knows nothing of protocols. One value belongs to one thread; nothing here is shared
 //! between threads. Both ways keep one contract, so that whoever serves connections does not ask which it has:
@@ -23,6 +23,7 @@ mod outbox;
 mod ring;
 #[cfg(all(test, not(loom)))]
 mod tests;
+pub mod udp;
 
 use std::io::{self, IoSlice, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -122,12 +122,33 @@ impl Demux {
         self.lookup_group(usize::from(first) - 1, frame, packet)
     }
 
+    /// As [`Demux::lookup`], for a datagram to this UDP port of one of our addresses, or of the group that it was sent to.
+    pub fn target(&self, udp_port: u16, group: Option<IpAddr>) -> Option<Target> {
+        let first = self.by_port[usize::from(udp_port)];
+        let first = usize::from(first.checked_sub(1)?);
+        match group {
+            None => self.find(first, Relation::Own, 4, &[0; 4]),
+            Some(IpAddr::V4(ip)) => self.find(first, Relation::Group, 4, &ip.octets()),
+            Some(IpAddr::V6(ip)) => self.find(first, Relation::Group, 6, &ip.octets()),
+        }
+    }
+
     fn lookup_group(&self, first: usize, frame: &[u8], packet: &UdpPacket) -> Option<Target> {
-        let destination = packet.dst(frame);
+        self.find(first, packet.relation, packet.ip_version, packet.dst(frame))
+    }
+
+    /// The first entry from `first` on, of the same UDP port, that takes a datagram to `destination`.
+    fn find(
+        &self,
+        first: usize,
+        relation: Relation,
+        ip_version: u8,
+        destination: &[u8],
+    ) -> Option<Target> {
         for entry in &self.entries[first..] {
             if entry.ip_version == 0
-                || (packet.relation == Relation::Group
-                    && entry.ip_version == packet.ip_version
+                || (relation == Relation::Group
+                    && entry.ip_version == ip_version
                     && entry.group[..destination.len()] == *destination)
             {
                 return Some(entry.target);
@@ -211,6 +232,8 @@ mod tests {
                 expected,
                 "{destination} {port}"
             );
+            let group: Option<IpAddr> = destination.parse().ok().filter(IpAddr::is_multicast);
+            assert_eq!(demux.target(port, group), expected, "{destination} {port}");
         }
     }
 

@@ -2,10 +2,12 @@
 //!
 //! Everything here is sans-io: frames are byte slices, nothing allocates once it is constructed.
 
+pub mod buffers;
 mod counters;
 mod demux;
 mod drop_reason;
 mod interface;
+pub mod kernel;
 pub mod lanes;
 mod parse;
 mod reply;

@@ -213,13 +213,29 @@ impl AckCoalescer {
             .len()
             .saturating_sub(start)
             .min(payload_capacity(&reply, mtu));
-        let capacity = datagram::ack_capacity(room).min(usize::from(u16::MAX));
+        let payload = buf.get_mut(start..start + room).unwrap_or_default();
+        let (entries, len) = match self.next_payload(payload)? {
+            Ok(found) => found,
+            Err(reason) => return Some(Err(reason)),
+        };
+        Some(
+            udp_frame(&reply, src_mac, len, buf)
+                .map(|len| AckFrame { len, entries })
+                .ok_or(DropReason::NoAnswerRoom),
+        )
+    }
+
+    /// As [`AckCoalescer::next_frame`], but the UDP payload alone, at the start of `buf`: gives its acknowledgements and
+    /// its length.
+    pub fn next_payload(&mut self, buf: &mut [u8]) -> Option<Result<(usize, usize), DropReason>> {
+        let reply = *self.peek()?;
+        let capacity = datagram::ack_capacity(buf.len()).min(usize::from(u16::MAX));
         if capacity == 0 {
             self.pending.remove(0);
             return Some(Err(DropReason::NoAnswerRoom));
         }
         let mut entries = 0;
-        let mut at = start + datagram::ACK_HEADER_LEN;
+        let mut at = datagram::ACK_HEADER_LEN;
         self.pending.retain(|(other, entry)| {
             if entries == capacity || *other != reply {
                 return true;
@@ -229,12 +245,8 @@ impl AckCoalescer {
             entries += 1;
             false
         });
-        datagram::encode_ack_header(entries as u16, &mut buf[start..]);
-        Some(
-            udp_frame(&reply, src_mac, at - start, buf)
-                .map(|len| AckFrame { len, entries })
-                .ok_or(DropReason::NoAnswerRoom),
-        )
+        datagram::encode_ack_header(entries as u16, buf);
+        Some(Ok((entries, at)))
     }
 }
 

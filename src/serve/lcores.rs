@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::backoff::{Backoff, LoopCounters};
+use super::release::BufferRelease;
 use crate::config::Idle;
 use crate::eal::{BURST, lcore};
 use crate::memory::wake::Wake;
-use crate::net::rx::{MbufRelease, RxWorker};
+use crate::net::rx::RxWorker;
 use crate::shard::{CloseError, Now, ROUND_MESSAGES, Shard};
 
 /// How long a loop sleeps that messages wake: what adding a partition, which wakes nobody, waits for.
@@ -27,10 +28,10 @@ pub(super) struct Phase {
 }
 
 impl Phase {
-    pub(super) fn new(rx_lcores: usize, shards: usize) -> Self {
+    pub(super) fn new(receivers: usize, shards: usize) -> Self {
         Self {
             stopping: AtomicBool::new(false),
-            receiving: AtomicUsize::new(rx_lcores),
+            receiving: AtomicUsize::new(receivers),
             open_shards: AtomicUsize::new(shards),
         }
     }
@@ -39,12 +40,27 @@ impl Phase {
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
     }
+
+    /// Whether it has begun: receivers receive no more.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// A receiver has stopped pushing to shards.
+    pub(super) fn received(&self) {
+        self.receiving.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether no shard will answer any more.
+    pub(super) fn are_shards_closed(&self) -> bool {
+        self.open_shards.load(Ordering::Acquire) == 0
+    }
 }
 
 /// What one lcore runs.
 pub(super) struct LcoreWork {
     rx: Option<RxWorker>,
-    shards: Vec<(u16, Shard<MbufRelease>)>,
+    shards: Vec<(u16, Shard<BufferRelease>)>,
     idle: Idle,
     /// Wakes it, where all that gives it messages rings.
     bell: Option<Arc<Wake>>,
@@ -52,11 +68,16 @@ pub(super) struct LcoreWork {
 }
 
 /// Reads the clocks once a round.
-struct Clock(Instant);
+pub(super) struct Clock(Instant);
 
 impl Clock {
+    /// Whose monotonic time begins now.
+    pub(super) fn new() -> Self {
+        Self(Instant::now())
+    }
+
     #[inline(always)]
-    fn now(&self) -> Now {
+    pub(super) fn now(&self) -> Now {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH);
         Now {
             // Nanoseconds fit 64 bits for 584 years.
@@ -69,7 +90,7 @@ impl Clock {
 impl LcoreWork {
     pub(super) fn new(
         rx: Option<RxWorker>,
-        shards: Vec<(u16, Shard<MbufRelease>)>,
+        shards: Vec<(u16, Shard<BufferRelease>)>,
         idle: Idle,
         bell: Option<Arc<Wake>>,
     ) -> Self {
@@ -98,12 +119,12 @@ impl LcoreWork {
     /// Polls until the stop, then goes through its phases. Returns what went wrong at the end.
     pub(super) fn run(mut self, phase: &Phase) -> Vec<CloseError> {
         lcore::precise_sleeps();
-        let clock = Clock(Instant::now());
+        let clock = Clock::new();
         let mut backoff = Backoff::new(self.idle);
         let rings: Vec<_> = (self.shards.iter())
             .filter_map(|(_, shard)| shard.wal().map(|wal| wal.ring_fd()))
             .collect();
-        while !phase.stopping.load(Ordering::Relaxed) {
+        while !phase.is_stopping() {
             let mut now = clock.now();
             let mut work = 0;
             // Armed before the last look at the rings.
@@ -146,7 +167,7 @@ impl LcoreWork {
 
         if let Some(rx) = &mut self.rx {
             rx.finish(clock.now());
-            phase.receiving.fetch_sub(1, Ordering::AcqRel);
+            phase.received();
         }
         // Shards close once nobody pushes to them any more; until then they go on, so that rings move.
         while phase.receiving.load(Ordering::Acquire) > 0 {
@@ -165,7 +186,7 @@ impl LcoreWork {
         }
         if let Some(rx) = &mut self.rx {
             loop {
-                let last = phase.open_shards.load(Ordering::Acquire) == 0;
+                let last = phase.are_shards_closed();
                 while rx.send_acks() > 0 {}
                 if last {
                     break;

@@ -10,12 +10,14 @@ pub mod backoff;
 mod connections;
 mod intake;
 mod kafka;
+mod kernel_udp;
 mod lcores;
 mod live;
 mod memory;
 mod news;
-pub(crate) mod ports;
+mod ports;
 pub mod preflight;
+mod release;
 mod stats;
 mod store;
 pub mod tls;
@@ -41,6 +43,7 @@ use crate::shard::{ACK_SLOTS, Ack, GapReport, INBOUND_SLOTS, Inbound, Shard};
 use crate::storage::{WalShared, WalState};
 use crate::topology::{Machine, Plan, plan};
 use lcores::{LcoreWork, Phase};
+use release::BufferRelease;
 use topics::{RawSource, RouteBase, Topics};
 
 /// How often the main thread looks at the shards' states and the NICs' losses.
@@ -78,17 +81,19 @@ pub fn serve(config: &Config, file: &Path) -> Result<Summary, Error> {
         tracing::info!("{note}");
     }
 
-    let mempools = ports::memory(config, &plan);
+    let mempools = packet_memory(config, &plan);
     let mut store = store::open(config, mempools)?;
-    let (environment, started) = ports::start(config, &plan)?;
+    let (environment, mut started) = ports::start(config, &plan)?;
+    let mut kernel = kernel_udp::open(config)?;
 
-    // Rings: from every rx lcore to every shard and back.
+    // Rings: from every receiver, rx lcores and the thread of kernel UDP, to every shard and back.
     let rx_lcores: Vec<usize> = (0..plan.lcores.len())
         .filter(|&i| !plan.lcores[i].queues.is_empty())
         .collect();
-    let mut links: Vec<Vec<ShardLink>> = rx_lcores.iter().map(|_| Vec::new()).collect();
+    let receivers = rx_lcores.len() + usize::from(kernel.is_some());
+    let mut links: Vec<Vec<ShardLink>> = (0..receivers).map(|_| Vec::new()).collect();
     let mut shards = Vec::with_capacity(store.shards.len());
-    // Threads of Kafka's protocol have their rings behind those of the rx lcores.
+    // Threads of Kafka's protocol have their rings behind those of the receivers.
     let mut kafka = kafka::Wiring::new(config.kafka.as_ref())?;
     // Whoever waits for messages at the control socket.
     let news = news::News::new()?;
@@ -96,6 +101,11 @@ pub fn serve(config: &Config, file: &Path) -> Result<Summary, Error> {
     let bells = bells(&plan)?;
     for (shard, mut open) in store.shards.drain(..).enumerate() {
         let (mut inputs, mut outlets) = (Vec::new(), Vec::new());
+        let lcore = plan
+            .lcores
+            .iter()
+            .position(|lcore| lcore.shards.iter().any(|&s| usize::from(s) == shard));
+        let bell = lcore.and_then(|lcore| bells[lcore].as_ref());
         for link in &mut links {
             let (out, input) = spsc::ring::<Inbound>(INBOUND_SLOTS);
             let (outlet, acks) = spsc::ring::<Ack>(ACK_SLOTS);
@@ -106,18 +116,17 @@ pub fn serve(config: &Config, file: &Path) -> Result<Summary, Error> {
                 acks,
                 gaps: Arc::clone(&open.config.gaps),
                 partitions: open.config.partitions.len(),
-                bell: None,
+                bell: bell.cloned(),
             });
         }
         open.config.wakes = kafka.wakes();
         open.config.wakes.push(news.wake());
-        let lcore = plan
-            .lcores
-            .iter()
-            .position(|lcore| lcore.shards.iter().any(|&s| usize::from(s) == shard));
-        let bell = lcore.and_then(|lcore| bells[lcore].as_ref());
+        open.config
+            .wakes
+            .extend(kernel.as_ref().map(kernel_udp::Wiring::wake));
         kafka.connect(links.len(), &open.wal, bell, &mut inputs, &mut outlets);
-        let release = crate::net::rx::MbufRelease;
+        let buffers = kernel.as_mut().and_then(|kernel| kernel.buffers_of(shard));
+        let release = BufferRelease::new(buffers);
         shards.push(Some(Shard::new(
             open.config,
             open.recovered,
@@ -146,7 +155,7 @@ pub fn serve(config: &Config, file: &Path) -> Result<Summary, Error> {
         store.catalog,
         controls,
         &partitions,
-        rx_lcores.len(),
+        receivers,
         route_base(config),
         store.stores.clone(),
         store.memory.account(Part::Partitions),
@@ -163,6 +172,18 @@ pub fn serve(config: &Config, file: &Path) -> Result<Summary, Error> {
         })
         .collect();
 
+    let phase = Arc::new(Phase::new(receivers, shards.len()));
+    let kernel = match kernel {
+        Some(mut kernel) => {
+            started.ports.append(&mut kernel.views);
+            let links = links.pop().unwrap_or_default();
+            let (index, phase) = (rx_lcores.len() as u8, Arc::clone(&phase));
+            Some(kernel.work(index, links, topics.routes(), phase)?)
+        }
+        None => None,
+    };
+    started.ports.sort_by_key(|(place, _)| *place);
+
     let mut rx_workers = Vec::new();
     for ((index, link), ports) in links.into_iter().enumerate().zip(started.rx_ports) {
         rx_workers.push(Some(RxWorker::new(
@@ -174,7 +195,6 @@ pub fn serve(config: &Config, file: &Path) -> Result<Summary, Error> {
     }
 
     // Launch.
-    let phase = Arc::new(Phase::new(rx_lcores.len(), shards.len()));
     let mut handles = Vec::new();
     let mut loops = Vec::new();
     for (index, planned) in plan.lcores.iter().enumerate() {
@@ -202,9 +222,17 @@ pub fn serve(config: &Config, file: &Path) -> Result<Summary, Error> {
         });
     }
 
+    if let Some(work) = kernel {
+        let work = move || {
+            work();
+            Vec::new()
+        };
+        handles.push(lcore::launch_thread("kernel-udp".to_owned(), None, work)?);
+    }
+
     let sources = Arc::new(stats::Sources {
         started: Instant::now(),
-        ports: started.ports,
+        ports: started.ports.into_iter().map(|(_, view)| view).collect(),
         topics: Arc::clone(&topics),
         shards: shard_views,
         loops,
@@ -309,6 +337,11 @@ fn reload(
         .kafka
         .ok_or("[kafka] is gone from the configuration: that takes a restart")?;
     threads.reload(&kafka, broker)
+}
+
+/// Bytes of packet buffers and descriptors of all ports.
+pub(crate) fn packet_memory(config: &Config, plan: &Plan) -> u64 {
+    ports::memory(config, plan) + kernel_udp::memory(config)
 }
 
 /// What wakes each lcore; `None`: it polls queues, which wake nobody.

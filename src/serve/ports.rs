@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::config::{Config, Device, Port as PortSettings};
 use crate::eal::{BURST, EalArgs, Environment, HEADROOM, Mempool, Port, PortConfig};
+use crate::fallback::udp::UdpSocket;
 use crate::net::rx::RxPort;
 use crate::net::{Demux, Interface, InterfaceConfig, NetCounters, Responder};
 use crate::topology::{Machine, Plan};
@@ -30,18 +31,27 @@ const PARTIAL_CHECKSUM_DRIVERS: [&str; 3] = ["net_af_packet", "net_af_xdp", "net
 /// A port for the statistics.
 pub(super) struct PortView {
     pub name: String,
-    pub port: Port,
-    /// One for each rx lcore that polls the port.
+    pub source: Source,
+    /// One for each rx lcore that polls the port, or of the thread of kernel UDP.
     pub counters: Vec<Arc<NetCounters>>,
-    /// The kernel interface below an AF_PACKET port, and its packet count before the start.
-    pub interface: Option<(String, u64)>,
+}
+
+/// Where a port's packets come from.
+pub(super) enum Source {
+    Dpdk {
+        port: Port,
+        /// The kernel interface below an AF_PACKET port, and its packet count before the start.
+        interface: Option<(String, u64)>,
+    },
+    Kernel(Vec<Arc<UdpSocket>>),
 }
 
 /// Started ports.
 pub(super) struct Started {
     /// By rx lcore, in the order of the plan.
     pub rx_ports: Vec<Vec<RxPort>>,
-    pub ports: Vec<PortView>,
+    /// With their places among all ports of the configuration.
+    pub ports: Vec<(usize, PortView)>,
 }
 
 /// How EAL gets at a port's device.
@@ -59,6 +69,13 @@ fn access(settings: &PortSettings) -> Result<Access, Error> {
         Device::Pci(address) => Access::Pci(address.clone()),
         Device::Vdev(text) => Access::Vdev(text.clone()),
         Device::Mac(mac) => Access::Mac(*mac),
+        Device::Kernel => {
+            return Err(format!(
+                "port {}: kernel sockets are no device of DPDK",
+                settings.name
+            )
+            .into());
+        }
         Device::Interface(name) => {
             let folder = format!("/sys/class/net/{name}");
             if !std::path::Path::new(&folder).exists() {
@@ -107,9 +124,9 @@ fn pollers(plan: &Plan, port: usize) -> Vec<usize> {
     (0..plan.lcores.len()).filter(polls).collect()
 }
 
-/// Bytes that EAL takes for the ports' packet buffers and descriptors; 0: there are no ports.
-pub(crate) fn memory(config: &Config, plan: &Plan) -> u64 {
-    if config.ports.is_empty() {
+/// Bytes that EAL takes for the ports' packet buffers and descriptors; 0: there are no ports of its own.
+pub(super) fn memory(config: &Config, plan: &Plan) -> u64 {
+    if config.dpdk_ports().next().is_none() {
         return 0;
     }
     let shards = u32::from(config.storage.shards);
@@ -117,7 +134,7 @@ pub(crate) fn memory(config: &Config, plan: &Plan) -> u64 {
         let count = mbufs(port, pollers(plan, index).len() as u32, shards);
         u64::from(count + 1) * (u64::from(data_room(port)) + MBUF_OVERHEAD)
     };
-    let pools: u64 = config.ports.iter().enumerate().map(pool).sum();
+    let pools: u64 = config.dpdk_ports().map(pool).sum();
     let memory = EAL_BASE + pools * 9 / 8;
     config
         .eal
@@ -125,16 +142,17 @@ pub(crate) fn memory(config: &Config, plan: &Plan) -> u64 {
         .unwrap_or(memory.next_multiple_of(2 << 20))
 }
 
-/// Starts EAL and every port; where there is no port, neither. The calling thread becomes EAL's main lcore.
+/// Starts EAL and every port of its own; where there is none, neither. The calling thread becomes EAL's main lcore.
 pub(super) fn start(config: &Config, plan: &Plan) -> Result<(Option<Environment>, Started), Error> {
-    if config.ports.is_empty() {
+    if config.dpdk_ports().next().is_none() {
         let started = Started {
             rx_ports: Vec::new(),
             ports: Vec::new(),
         };
         return Ok((None, started));
     }
-    let accesses: Vec<Access> = config.ports.iter().map(access).collect::<Result<_, _>>()?;
+    let accesses = config.dpdk_ports().map(|(_, port)| access(port));
+    let accesses: Vec<Access> = accesses.collect::<Result<_, _>>()?;
     let machine_cpus: Vec<u32> = Machine::discover()?.cpus.iter().map(|cpu| cpu.id).collect();
     let workers: Vec<u32> = plan.lcores.iter().map(|lcore| lcore.cpu).collect();
     let rx_lcores: Vec<usize> = (0..plan.lcores.len())
@@ -168,7 +186,7 @@ pub(super) fn start(config: &Config, plan: &Plan) -> Result<(Option<Environment>
 
     let mut rx_ports: Vec<Vec<RxPort>> = rx_lcores.iter().map(|_| Vec::new()).collect();
     let mut views = Vec::new();
-    for (index, (settings, access)) in config.ports.iter().zip(&accesses).enumerate() {
+    for ((index, settings), access) in config.dpdk_ports().zip(&accesses) {
         let port = match access {
             Access::Pci(name) | Access::Vdev(name) => Port::by_name(&environment, name)?,
             Access::Mac(mac) => Port::by_mac(&environment, *mac)?,
@@ -238,12 +256,15 @@ pub(super) fn start(config: &Config, plan: &Plan) -> Result<(Option<Environment>
                 rx_ports[worker].push(port_of_lcore);
             }
         }
-        views.push(PortView {
+        let view = PortView {
             name: settings.name.clone(),
-            port,
+            source: Source::Dpdk {
+                port,
+                interface: interface_name.map(|name| (name, before)),
+            },
             counters,
-            interface: interface_name.map(|name| (name, before)),
-        });
+        };
+        views.push((index, view));
     }
     Ok((
         Some(environment),

@@ -94,8 +94,8 @@ pub fn check(config: &Config, facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut say = |fatal: bool, text: String| findings.push(Finding { fatal, text });
     let staging = config.storage.staging_size * u64::from(config.storage.shards);
-    // Without a port DPDK is not started.
-    let dpdk = config.eal.hugepages && !config.ports.is_empty();
+    // Without a port of its own DPDK is not started.
+    let dpdk = config.eal.hugepages && config.dpdk_ports().next().is_some();
     let eal = if dpdk {
         config.eal.memory.unwrap_or(EAL_BASE)
     } else {
@@ -293,6 +293,9 @@ mod tests {
             ..config()
         };
         assert!(check(&portless, &facts).iter().all(|f| !f.fatal));
+        let mut kernel = config();
+        kernel.ports[0].device = Device::Kernel;
+        assert!(check(&kernel, &facts).iter().all(|f| !f.fatal));
         assert!(check(&config(), &facts).iter().any(|f| f.fatal));
     }
 

@@ -7,12 +7,13 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use crossbeam_queue::ArrayQueue;
 
 use super::backoff::LoopCounters;
-use super::ports::{PortView, received_by_kernel};
+use super::ports::{PortView, Source, received_by_kernel};
 use super::topics::{Partition, Topic, Topics};
 use crate::broker::worker::Broker;
 use crate::control::protocol::{
     KafkaStats, LcoreStats, PartitionInfo, PortStats, Reasons, ShardStats, Stats, TopicStats,
 };
+use crate::fallback::udp::UdpSocket;
 use crate::net::routes::Place;
 use crate::net::{DropReason, Handled};
 use crate::shard::GapReport;
@@ -172,12 +173,21 @@ fn kafka(broker: &Broker) -> KafkaStats {
 fn port(view: &PortView) -> PortStats {
     let mut stats = PortStats {
         name: view.name.clone(),
-        device: view.port.device().to_owned(),
-        driver: view.port.driver().to_owned(),
-        mac: view.port.mac().map(|b| format!("{b:02x}")).join(":"),
-        link: view.port.link().to_string(),
         ..PortStats::default()
     };
+    match &view.source {
+        Source::Dpdk { port, .. } => {
+            stats.device = port.device().to_owned();
+            stats.driver = port.driver().to_owned();
+            stats.mac = port.mac().map(|b| format!("{b:02x}")).join(":");
+            stats.link = port.link().to_string();
+        }
+        Source::Kernel(sockets) => {
+            stats.device = "kernel".to_owned();
+            stats.driver = "udp".to_owned();
+            stats.link = format!("{} sockets", sockets.len());
+        }
+    }
     for counters in &view.counters {
         // A burst's packets are counted one by one as handled or dropped, its sum at the end.
         for handled in Handled::ALL {
@@ -205,19 +215,30 @@ fn port(view: &PortView) -> PortStats {
         stats.sent += counters.sent.get();
         stats.send_dropped += counters.send_dropped.get();
     }
-    let nic = view.port.stats();
-    add(&mut stats.nic, "missed", nic.rx_missed);
-    add(&mut stats.nic, "errors", nic.rx_errors);
-    add(&mut stats.nic, "no_mbuf", nic.rx_no_mbuf);
-    add(&mut stats.nic, "not_delivered", not_delivered(view, &nic));
+    match &view.source {
+        Source::Dpdk { port, interface } => {
+            let nic = port.stats();
+            add(&mut stats.nic, "missed", nic.rx_missed);
+            add(&mut stats.nic, "errors", nic.rx_errors);
+            add(&mut stats.nic, "no_mbuf", nic.rx_no_mbuf);
+            let lost = not_delivered(interface.as_ref(), nic.rx_packets);
+            add(&mut stats.nic, "not_delivered", lost);
+        }
+        Source::Kernel(sockets) => add(&mut stats.nic, "missed", dropped(sockets)),
+    }
     stats
+}
+
+/// What the kernel dropped at sockets.
+fn dropped(sockets: &[Arc<UdpSocket>]) -> u64 {
+    sockets.iter().map(|socket| socket.dropped()).sum()
 }
 
 /// What the kernel received on the interface below an AF_PACKET port and did not hand to the driver:
 /// its ring was full, which the driver does not count, or the kernel put fragments together first.
-fn not_delivered(view: &PortView, nic: &crate::eal::PortStats) -> u64 {
-    match &view.interface {
-        Some((name, before)) => received_by_kernel(name).saturating_sub(before + nic.rx_packets),
+fn not_delivered(interface: Option<&(String, u64)>, received: u64) -> u64 {
+    match interface {
+        Some((name, before)) => received_by_kernel(name).saturating_sub(before + received),
         None => 0,
     }
 }
@@ -265,12 +286,12 @@ fn shard(number: usize, view: &ShardView) -> ShardStats {
     }
 }
 
-/// Turns what NICs lost into gap records: nobody knows whose messages they were, so every partition
+/// Turns what NICs and sockets lost into gap records: nobody knows whose messages they were, so every partition
 /// that the port feeds with raw messages gets one.
 pub(super) struct Losses {
     sources: Arc<Sources>,
     /// By port: reason and the count that has been told.
-    told: Vec<[(&'static str, u64); 3]>,
+    told: Vec<Vec<(&'static str, u64)>>,
     /// The partitions that raw messages go to.
     places: Vec<Place>,
     last_ms: i64,
@@ -321,12 +342,17 @@ impl Losses {
     }
 }
 
-/// What the device counts as lost.
-fn counts(view: &PortView) -> [(&'static str, u64); 3] {
-    let nic = view.port.stats();
-    [
-        ("nic_missed", nic.rx_missed),
-        ("nic_errors", nic.rx_errors),
-        ("no_mbuf", nic.rx_no_mbuf),
-    ]
+/// What the device, or the kernel, counts as lost.
+fn counts(view: &PortView) -> Vec<(&'static str, u64)> {
+    match &view.source {
+        Source::Dpdk { port, .. } => {
+            let nic = port.stats();
+            vec![
+                ("nic_missed", nic.rx_missed),
+                ("nic_errors", nic.rx_errors),
+                ("no_mbuf", nic.rx_no_mbuf),
+            ]
+        }
+        Source::Kernel(sockets) => vec![("socket_full", dropped(sockets))],
+    }
 }
