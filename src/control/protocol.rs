@@ -295,7 +295,7 @@ pub struct Stats {
 pub struct PortStats {
     /// Name in the configuration.
     pub name: String,
-    /// DPDK's name of the device.
+    /// DPDK's name of the device; `kernel` for a port of kernel sockets.
     pub device: String,
     /// DPDK driver.
     pub driver: String,
@@ -303,12 +303,12 @@ pub struct PortStats {
     pub mac: String,
     /// Link state in words.
     pub link: String,
-    /// Packets that an rx lcore took from the port's queues.
+    /// Packets that an rx lcore took from the port's queues; datagrams taken from its sockets.
     pub received: u64,
     /// Those packets by receive queue.
     #[serde(default)]
     pub queues: Vec<u64>,
-    /// Bytes of those packets.
+    /// Bytes of those packets; of datagrams, their payload.
     pub received_bytes: u64,
     /// Packets answered or used by the port itself, by protocol.
     pub handled: Reasons,
@@ -320,7 +320,8 @@ pub struct PortStats {
     pub sent: u64,
     /// Packets that the transmit queue did not take.
     pub send_dropped: u64,
-    /// Lost before an rx lcore saw them: the NIC's own counts (missed, errors, no mbuf).
+    /// Lost before an rx lcore saw them: the NIC's own counts (missed, errors, no mbuf), or the kernel's
+    /// of full sockets (missed).
     pub nic: Reasons,
 }
 

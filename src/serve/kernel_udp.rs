@@ -279,15 +279,24 @@ impl Wiring {
     }
 }
 
+/// A receiver that may push to shards; they do not close before it is dropped, by a panic too.
+struct Receiving<'a>(&'a Phase);
+
+impl Drop for Receiving<'_> {
+    fn drop(&mut self) {
+        self.0.received();
+    }
+}
+
 /// Serves the sockets until the stop, then goes through its phases as an rx lcore does.
 fn run(mut worker: KernelWorker, wake: &Wake, phase: &Phase) {
-    let clock = Clock::new();
+    let (clock, receiving) = (Clock::new(), Receiving(phase));
     while !phase.is_stopping() {
         let work = worker.poll(clock.now());
         wait(&mut worker, wake, work);
     }
     worker.finish(clock.now());
-    phase.received();
+    drop(receiving);
     loop {
         let last = phase.are_shards_closed();
         while worker.send_acks() > 0 {}

@@ -421,6 +421,27 @@ impl Server {
         self.signal(libc::SIGTERM);
     }
 
+    /// SIGSTOP: it does nothing until [`Server::go_on`].
+    pub fn pause(&self) {
+        self.signal(libc::SIGSTOP);
+    }
+
+    /// SIGCONT.
+    pub fn go_on(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    /// Waits until a process that was spawned has ended by itself.
+    pub fn wait_end(&mut self) -> std::process::ExitStatus {
+        let mut child = self.child.take().expect("the server was started");
+        let mut status = None;
+        wait_until("the server's end", || {
+            status = child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
     /// SIGHUP: the configuration is read again.
     pub fn hang_up(&self) {
         self.signal(libc::SIGHUP);
