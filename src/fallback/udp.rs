@@ -53,9 +53,8 @@ impl Drops {
 }
 
 impl UdpSocket {
-    /// Binds to `address`, an address of this machine or a group. `buffer`: bytes wanted for the receive buffer; where the
-    /// kernel gives less ([`UdpSocket::buffer`]), less is lost time to overflow. `shared`: others may bind to it, too, as
-    /// is usual for groups.
+    /// Binds to `address`, an address of this machine or a group. `buffer`: bytes wanted for the receive buffer; the
+    /// kernel may give less ([`UdpSocket::buffer`]). `shared`: others may bind to it, too, as is usual for groups.
     pub fn bind(address: SocketAddr, shared: bool, buffer: usize) -> io::Result<Self> {
         let domain = Domain::for_address(address);
         let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
