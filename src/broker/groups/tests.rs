@@ -21,6 +21,8 @@ struct Bench {
     /// Appends that are not reported yet.
     appends: VecDeque<Append>,
     by_hand: bool,
+    /// Restarts so far: each coordinator makes ids of its own.
+    restarts: u8,
 }
 
 fn config() -> Config {
@@ -49,6 +51,7 @@ impl Bench {
             log: Vec::new(),
             appends: VecDeque::new(),
             by_hand: false,
+            restarts: 0,
         }
     }
 
@@ -373,7 +376,9 @@ impl Bench {
     /// What a new coordinator makes of the log.
     fn restarted(&self) -> Bench {
         let mut bench = Bench::new(self.coordinator.io.config.clone());
-        bench.coordinator = Coordinator::new(self.coordinator.io.config.clone(), [8; 32]);
+        bench.restarts = self.restarts.wrapping_add(1);
+        let seed = [bench.restarts.wrapping_add(7); 32];
+        bench.coordinator = Coordinator::new(self.coordinator.io.config.clone(), seed);
         bench.now = self.now;
         bench.log = self.log.clone();
         for record in &self.log {
