@@ -8,7 +8,7 @@
 
 use crate::storage::lsm::codec::{GZIP, LZ4, SNAPPY, ZSTD};
 use crate::wire::record_batch::{
-    self, BatchError, BatchHeader, CODEC_MASK, HEADER_LEN, LOG_APPEND_TIME, Records,
+    self, BatchError, BatchHeader, CODEC_MASK, HEADER_LEN, LOG_APPEND_TIME, Record, Records,
 };
 
 /// Attributes: part of a transaction.
@@ -55,6 +55,12 @@ pub enum Refused {
     /// Not what a producer may send.
     #[error("{0}")]
     Invalid(String),
+    /// One record is not what a producer may send.
+    #[error("{0}")]
+    Record(BatchError, i32),
+    /// Records without a key in a topic that is compacted.
+    #[error("a compacted topic takes records with keys only: {} have none", .0.len())]
+    Keyless(Vec<i32>),
     /// Larger than the topic takes.
     #[error("the record batch has {bytes} bytes, the topic takes {limit} (max.message.bytes)")]
     TooLarge {
@@ -75,10 +81,27 @@ pub enum Refused {
         time: i64,
         /// Unix milliseconds.
         now: i64,
+        /// Places of the records in the batch, as far as they can be told: it may be compressed.
+        records: Vec<i32>,
     },
     /// Transactions are not offered.
     #[error("transactions are not supported")]
     Transactional,
+}
+
+impl Refused {
+    /// Places in the batch of the records that are at fault, ascending, and what is wrong with each; none where it is
+    /// the batch as a whole.
+    pub fn records(&self) -> (&[i32], &'static str) {
+        match self {
+            Refused::Record(_, index) => (std::slice::from_ref(index), "the record is malformed"),
+            Refused::Keyless(records) => (records, "the record has no key"),
+            Refused::Timestamp { records, .. } => {
+                (records, "the record's time is too far from the broker's")
+            }
+            _ => (&[], ""),
+        }
+    }
 }
 
 /// Checks the records of one partition of a Produce request of `version`, `now` in Unix milliseconds. Where the
@@ -133,6 +156,7 @@ pub fn admit(
         BatchError::Crc { .. } | BatchError::Truncated { .. } | BatchError::Length(_) => {
             Refused::Corrupt(error)
         }
+        BatchError::Record { index } => Refused::Record(error, index),
         error => Refused::Invalid(error.to_string()),
     })?;
     if header.last_offset_delta != header.records_count - 1 {
@@ -147,16 +171,24 @@ pub fn admit(
             header.producer_id, header.producer_epoch, header.base_sequence
         )));
     }
-    if rules.keyed && header.codec() == 0 && has_null_key(records) {
-        return Err(Refused::Invalid(
-            "a compacted topic takes records with keys only".to_owned(),
-        ));
+    if rules.keyed {
+        let keyless = places(records, &header, |record| record.key.is_none());
+        if !keyless.is_empty() {
+            return Err(Refused::Keyless(keyless));
+        }
     }
     stamp(records, header, rules, now)
 }
 
-fn has_null_key(batch: &[u8]) -> bool {
-    Records::new(batch).is_ok_and(|mut records| records.any(|r| r.is_ok_and(|r| r.key.is_none())))
+/// Places of the records of which something is so; of a compressed batch, whose records are not read, none.
+fn places(batch: &[u8], header: &BatchHeader, mut so: impl FnMut(&Record<'_>) -> bool) -> Vec<i32> {
+    if header.codec() != 0 {
+        return Vec::new();
+    }
+    // A batch of records that were walked: those in it are its records' number.
+    let records = Records::new(batch).into_iter().flatten().flatten();
+    let found = (0..).zip(records).filter(|(_, record)| so(record));
+    found.map(|(place, _)| place).collect()
 }
 
 /// Checks the batch's times, or sets the broker's.
@@ -176,10 +208,22 @@ fn stamp(
         record_batch::write_header(records, &header);
         return Ok(header);
     }
-    for time in [header.base_timestamp, header.max_timestamp] {
-        let (early, late) = (now.saturating_sub(time), time.saturating_sub(now));
-        if early > rules.before_ms || late > rules.after_ms {
-            return Err(Refused::Timestamp { time, now });
+    if rules.before_ms < i64::MAX || rules.after_ms < i64::MAX {
+        let far = |time: i64| {
+            let (early, late) = (now.saturating_sub(time), time.saturating_sub(now));
+            early > rules.before_ms || late > rules.after_ms
+        };
+        let mut first = None;
+        let records = places(records, &header, |record| {
+            let far = far(record.timestamp);
+            if far {
+                first.get_or_insert(record.timestamp);
+            }
+            far
+        });
+        let all = [header.base_timestamp, header.max_timestamp];
+        if let Some(time) = first.or(all.into_iter().find(|&time| far(time))) {
+            return Err(Refused::Timestamp { time, now, records });
         }
     }
     if marked {
@@ -205,10 +249,16 @@ mod tests {
     const NOW: i64 = 1_800_000_000_000;
 
     fn batch(key: Option<&[u8]>) -> Vec<u8> {
+        batch_of(&[(key, NOW - 5), (key, NOW - 4)])
+    }
+
+    /// Of records with these keys and times, the first one's being the base.
+    fn batch_of(records: &[(Option<&[u8]>, i64)]) -> Vec<u8> {
         let mut buf = vec![0; 400];
-        let mut writer = BatchWriter::new(&mut buf, NOW - 5);
-        writer.push(NOW - 5, key, Some(b"one")).unwrap();
-        writer.push(NOW - 4, key, Some(b"two")).unwrap();
+        let mut writer = BatchWriter::new(&mut buf, records[0].1);
+        for &(key, time) in records {
+            writer.push(time, key, Some(b"one")).unwrap();
+        }
         let len = writer.finish(0);
         buf.truncate(len);
         buf
@@ -289,8 +339,32 @@ mod tests {
             keyed: true,
             ..Rules::default()
         };
-        assert!(take(&batch(None), &rules).is_err());
+        let none = take(&batch(None), &rules).unwrap_err();
+        assert_eq!(none.records().0, [0, 1]);
         assert!(take(&batch(Some(b"k")), &rules).is_ok());
+        let mixed = batch_of(&[
+            (Some(b"a"), NOW),
+            (None, NOW),
+            (Some(b"b"), NOW),
+            (None, NOW),
+        ]);
+        assert_eq!(take(&mixed, &rules), Err(Refused::Keyless(vec![1, 3])));
+        // What cannot be read is taken.
+        let compressed = with(|h| h.attributes = GZIP);
+        assert!(take(&compressed, &rules).is_ok());
+    }
+
+    #[test]
+    fn a_record_that_is_malformed_is_named() {
+        let mut batch = batch_of(&[(Some(b"a"), NOW), (Some(b"b"), NOW)]);
+        let header = record_batch::parse_header(&batch).unwrap();
+        // The second record's key length.
+        let at = HEADER_LEN + (batch.len() - HEADER_LEN) / 2 + 4;
+        assert_eq!(batch[at], 2);
+        batch[at] = 126;
+        record_batch::write_header(&mut batch, &header);
+        let refused = take(&batch, &Rules::default()).unwrap_err();
+        assert_eq!(refused.records().0, [1], "{refused}");
     }
 
     #[test]
@@ -319,6 +393,21 @@ mod tests {
                 Err(Refused::Timestamp { .. })
             ));
         }
+        let times = [NOW, NOW - 11, NOW + 20, NOW + 21, NOW - 10];
+        let records: Vec<_> = times.iter().map(|&time| (None, time)).collect();
+        let refused = Refused::Timestamp {
+            time: NOW - 11,
+            now: NOW,
+            records: vec![1, 3],
+        };
+        assert_eq!(take(&batch_of(&records), &bounds), Err(refused));
+        // A header that hides them.
+        let mut hidden = batch_of(&records);
+        let mut header = record_batch::parse_header(&hidden).unwrap();
+        header.max_timestamp = NOW;
+        record_batch::write_header(&mut hidden, &header);
+        let refused = take(&hidden, &bounds).unwrap_err();
+        assert_eq!(refused.records().0, [1, 3]);
     }
 
     proptest! {

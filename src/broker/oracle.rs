@@ -118,6 +118,8 @@ fn produce_agrees() {
                 append_time: 5,
                 log_start: 2,
                 message: None,
+                records: Box::default(),
+                record_message: "",
             },
             PartResult::failed(Code::MessageTooLarge, Some("why".to_owned())),
         ];

@@ -9,6 +9,10 @@ use crate::wire::kafka::{Api, Code, Malformed, Reader};
 /// The longest that a batch waits for its acknowledgement, whatever the client says.
 pub const MAX_TIMEOUT_MS: i32 = 60_000;
 
+/// With more records at fault than this, the batch's message alone says why: an answer is then no longer than the
+/// records, which take 7 bytes each at least.
+const EXPLAINED: usize = 64;
+
 /// The records for one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part<'a> {
@@ -69,8 +73,12 @@ pub struct PartResult {
     pub append_time: i64,
     /// First offset of the partition.
     pub log_start: i64,
-    /// What went wrong.
+    /// What went wrong, where the code does not say all.
     pub message: Option<Box<str>>,
+    /// Places in the batch of the records that are at fault, ascending; none: the batch as a whole.
+    pub records: Box<[i32]>,
+    /// What is wrong with each of them.
+    pub record_message: &'static str,
 }
 
 impl PartResult {
@@ -82,20 +90,33 @@ impl PartResult {
             append_time: -1,
             log_start: -1,
             message: message.map(Into::into),
+            records: Box::default(),
+            record_message: "",
         }
+    }
+
+    /// What the client is told of a failure.
+    fn explanation(&self) -> Option<&str> {
+        let failed = self.code != Code::None;
+        failed.then(|| self.message.as_deref().unwrap_or(self.code.message()))
     }
 
     /// Not stored, because of the batch itself.
     pub fn refused(reason: &Refused) -> Self {
         let code = match reason {
             Refused::Corrupt(_) => Code::CorruptMessage,
-            Refused::Invalid(_) => Code::InvalidRecord,
+            Refused::Invalid(_) | Refused::Record(..) | Refused::Keyless(_) => Code::InvalidRecord,
             Refused::TooLarge { .. } => Code::MessageTooLarge,
             Refused::Codec(_) => Code::UnsupportedCompressionType,
             Refused::Timestamp { .. } => Code::InvalidTimestamp,
             Refused::Transactional => Code::InvalidTxnState,
         };
-        Self::failed(code, Some(reason.to_string()))
+        let (records, record_message) = reason.records();
+        Self {
+            records: records.into(),
+            record_message,
+            ..Self::failed(code, Some(reason.to_string()))
+        }
     }
 
     /// As a shard says. Every refusal is one that a client either repeats or gives up in the way that it
@@ -111,6 +132,8 @@ impl PartResult {
                     append_time,
                     log_start,
                     message: None,
+                    records: Box::default(),
+                    record_message: "",
                 };
             }
             ErrorCode::UnknownPartition => Code::UnknownTopicOrPartition,
@@ -161,8 +184,13 @@ pub fn answer(shape: &Shape, results: &[PartResult]) -> Vec<u8> {
                     out.i64(result.log_start);
                 }
                 if version >= 8 {
-                    out.count(0); // errors of single records
-                    out.nullable_string(result.message.as_deref());
+                    let each = (result.records.len() <= EXPLAINED).then_some(result.record_message);
+                    out.array(result.records.iter(), |out, place| {
+                        out.i32(*place);
+                        out.nullable_string(each);
+                        out.end();
+                    });
+                    out.nullable_string(result.explanation());
                 }
                 out.end();
             },
@@ -211,6 +239,58 @@ mod tests {
             for cut in 0..bytes.len() {
                 assert!(ProduceRequest::read(&mut Reader::new(&bytes[..cut], flexible)).is_err());
             }
+        }
+    }
+
+    #[test]
+    fn the_records_at_fault_are_named_and_every_failure_is_explained() {
+        use bytes::Buf;
+        use kafka_protocol::messages::ProduceResponse;
+        use kafka_protocol::protocol::Decodable;
+        let many: Vec<i32> = (0..100).collect();
+        let results = [
+            PartResult::refused(&Refused::Keyless(vec![1, 4])),
+            PartResult::refused(&Refused::Keyless(many.clone())),
+            PartResult::failed(Code::TopicAuthorizationFailed, None),
+            PartResult::of_shard(ErrorCode::None, 7, -1, 0),
+        ];
+        for version in 3..=11 {
+            let shape = Shape {
+                version,
+                correlation: 1,
+                throttle_ms: 0,
+                topics: vec![("t".into(), vec![0, 1, 2, 3])],
+            };
+            let answer = answer(&shape, &results);
+            let mut rest = &answer[if version >= 9 { 9 } else { 8 }..];
+            let read = ProduceResponse::decode(&mut rest, version).unwrap();
+            assert!(!rest.has_remaining());
+            let parts = &read.responses[0].partition_responses;
+            let named = |part: usize| -> Vec<(i32, Option<String>)> {
+                let errors = parts[part].record_errors.iter();
+                errors
+                    .map(|e| {
+                        let text = e.batch_index_error_message.as_ref();
+                        (e.batch_index, text.map(ToString::to_string))
+                    })
+                    .collect()
+            };
+            let said = |part: usize| parts[part].error_message.as_ref().map(ToString::to_string);
+            if version < 8 {
+                assert!((0..4).all(|part| named(part).is_empty() && said(part).is_none()));
+                continue;
+            }
+            let text = Some("the record has no key".to_owned());
+            assert_eq!(named(0), [(1, text.clone()), (4, text)]);
+            assert!(said(0).unwrap().contains("2 have none"));
+            let indexes: Vec<i32> = named(1).iter().map(|e| e.0).collect();
+            assert!(indexes == many && named(1).iter().all(|e| e.1.is_none()));
+            assert!(named(2).is_empty() && named(3).is_empty());
+            assert_eq!(
+                said(2).as_deref(),
+                Some(Code::TopicAuthorizationFailed.message())
+            );
+            assert_eq!(said(3), None);
         }
     }
 
