@@ -21,7 +21,7 @@ impl Kafka {
         let folder = tempfile::tempdir().unwrap();
         let address = support::free_address().to_string();
         let tables = format!(
-            "[kafka]\nlisten = [\"{address}\"]\n[[topic]]\nname = \"configured\"\npartitions = 2\n"
+            "[kafka]\nlisten = [\"{address}\"]\ngroup_initial_rebalance_delay = \"100ms\"\n[[topic]]\nname = \"configured\"\npartitions = 2\n"
         );
         let server = Server::start(folder.path(), None, "shards = 2", &tables);
         Self {

@@ -268,7 +268,7 @@ fn no_acknowledged_offset_is_lost_by_kills() {
         folder.path(),
         None,
         "segment_size = \"4MiB\"\n",
-        &format!("[kafka]\nlisten = [\"{address}\"]\n"),
+        &format!("[kafka]\nlisten = [\"{address}\"]\ngroup_initial_rebalance_delay = \"100ms\"\n"),
     );
     let created = Connection::open(address)
         .and_then(|mut c| {

@@ -16,6 +16,9 @@ use support::kafka::Connection;
 use support::{Server, wait_until};
 use taffrail::wire::record_batch::BatchWriter;
 
+/// Groups do not wait for members that no test starts.
+const SOON: &str = "group_initial_rebalance_delay = \"100ms\"\n";
+
 /// A server with Kafka's protocol on a port of its own.
 struct Kafka {
     server: Server,
@@ -40,7 +43,7 @@ impl Kafka {
             folder.path(),
             None,
             storage,
-            &format!("[kafka]\nlisten = [\"{address}\"]\n{transport}{tables}"),
+            &format!("[kafka]\nlisten = [\"{address}\"]\n{SOON}{transport}{tables}"),
         );
         Self {
             server,
@@ -245,6 +248,138 @@ fn what_is_refused_is_counted() {
     assert_eq!(stats.imbalances(), Vec::<String>::new());
     let counted = stats.kafka.unwrap();
     assert_eq!((counted.batches_in, counted.batches_refused), (2, 2));
+}
+
+/// In every version: the broker's settings with their sources, those that are asked for, and why others are not to be
+/// had; no request changes them.
+#[test]
+fn the_broker_s_settings_are_shown_and_not_changed() {
+    use kafka_protocol::messages::alter_configs_request::{AlterConfigsResource, AlterableConfig};
+    use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
+    use kafka_protocol::messages::{
+        AlterConfigsRequest, DescribeConfigsRequest, IncrementalAlterConfigsRequest,
+        incremental_alter_configs_request as incremental,
+    };
+    const BROKER: i8 = 4;
+    let (fixed, default) = (4, 5);
+    let kafka = Kafka::start("default_partitions = 3\ngroup_max_session_timeout = \"20m\"\n");
+    let mut client = Connection::open(kafka.address.parse().unwrap()).unwrap();
+    let resource = |name: &'static str, keys: Option<Vec<&'static str>>| {
+        let keys = keys.map(|keys| keys.into_iter().map(StrBytes::from_static_str).collect());
+        DescribeConfigsResource::default()
+            .with_resource_type(BROKER)
+            .with_resource_name(StrBytes::from_static_str(name))
+            .with_configuration_keys(keys)
+    };
+    for version in 1..=4 {
+        let request = DescribeConfigsRequest::default()
+            .with_include_synonyms(true)
+            .with_include_documentation(version >= 3)
+            .with_resources(vec![
+                resource("0", None),
+                resource("0", Some(vec!["num.partitions", "no.such.setting"])),
+                resource("", None),
+                resource("7", None),
+            ]);
+        let answer = client.call(version, &request).unwrap();
+        let [all, some, dynamic, other] = &answer.results[..] else {
+            panic!("{answer:?}")
+        };
+        let listeners = format!("PLAINTEXT://{}", kafka.address);
+        for (name, value, source) in [
+            ("listeners", &*listeners, fixed),
+            ("num.partitions", "3", fixed),
+            ("group.max.session.timeout.ms", "1200000", fixed),
+            ("group.min.session.timeout.ms", "6000", default),
+            ("default.replication.factor", "1", default),
+            ("auto.create.topics.enable", "true", default),
+            ("log.retention.ms", "-1", default),
+        ] {
+            let found = all.configs.iter().find(|c| &*c.name == name).unwrap();
+            assert_eq!(found.value.as_deref(), Some(value), "{name}");
+            assert!(found.read_only && !found.is_sensitive, "{name}");
+            assert_eq!(found.config_source, source, "{name}");
+            let synonyms: Vec<i8> = found.synonyms.iter().map(|s| s.source).collect();
+            let expected = if source == fixed { vec![4, 5] } else { vec![5] };
+            assert_eq!(synonyms, expected, "{name}");
+            if version >= 3 {
+                let text = found.documentation.as_ref().unwrap();
+                assert!(!text.is_empty(), "{name}");
+            }
+        }
+        let names: Vec<&str> = some.configs.iter().map(|c| &*c.name).collect();
+        assert_eq!(names, ["num.partitions"]);
+        assert!(dynamic.error_code == 0 && dynamic.configs.is_empty());
+        let invalid_request = 42;
+        assert_eq!(other.error_code, invalid_request);
+        assert!(other.error_message.as_ref().unwrap().contains("no broker"));
+    }
+    let name = StrBytes::from_static_str("num.partitions");
+    let changed = AlterConfigsResource::default()
+        .with_resource_type(BROKER)
+        .with_resource_name(StrBytes::from_static_str("0"))
+        .with_configs(vec![
+            AlterableConfig::default()
+                .with_name(name.clone())
+                .with_value(Some(StrBytes::from_static_str("9"))),
+        ]);
+    let request = AlterConfigsRequest::default().with_resources(vec![changed]);
+    let altered = client.call(2, &request).unwrap().responses.remove(0);
+    let changed = incremental::AlterConfigsResource::default()
+        .with_resource_type(BROKER)
+        .with_configs(vec![
+            incremental::AlterableConfig::default()
+                .with_name(name)
+                .with_value(Some(StrBytes::from_static_str("9"))),
+        ]);
+    let request = IncrementalAlterConfigsRequest::default().with_resources(vec![changed]);
+    let incremental = client.call(1, &request).unwrap().responses.remove(0);
+    for (code, message) in [
+        (altered.error_code, altered.error_message),
+        (incremental.error_code, incremental.error_message),
+    ] {
+        assert_eq!(code, 42);
+        assert!(message.unwrap().contains("configuration file"));
+    }
+}
+
+/// A batch that is refused for some of its records names them.
+#[test]
+fn records_at_fault_are_named() {
+    let kafka = Kafka::start(
+        "[[topic]]\nname = \"keyed\"\nsettings = { \"cleanup.policy\" = \"compact\" }\n",
+    );
+    let mut client = Connection::open(kafka.address.parse().unwrap()).unwrap();
+    let mut bytes = vec![0; 400];
+    let mut writer = BatchWriter::new(&mut bytes, 0);
+    for key in [Some(&b"a"[..]), None, Some(b"b"), None] {
+        writer.push(0, key, Some(b"value")).unwrap();
+    }
+    let len = writer.finish(0);
+    let data = PartitionProduceData::default()
+        .with_records(Some(bytes::Bytes::copy_from_slice(&bytes[..len])));
+    let request = ProduceRequest::default()
+        .with_acks(-1)
+        .with_timeout_ms(30_000)
+        .with_topic_data(vec![
+            TopicProduceData::default()
+                .with_name(TopicName(StrBytes::from_static_str("keyed")))
+                .with_partition_data(vec![data]),
+        ]);
+    for version in [8, 9, 11] {
+        let answer = client.call(version, &request).unwrap();
+        let part = &answer.responses[0].partition_responses[0];
+        let invalid_record = 87;
+        assert_eq!(part.error_code, invalid_record);
+        let named: Vec<(i32, Option<&str>)> = part
+            .record_errors
+            .iter()
+            .map(|e| (e.batch_index, e.batch_index_error_message.as_deref()))
+            .collect();
+        let text = Some("the record has no key");
+        assert_eq!(named, [(1, text), (3, text)]);
+        assert!(part.error_message.as_ref().unwrap().contains("2 have none"));
+    }
 }
 
 /// By either transport: answers in order to requests sent at once, small ones and such as arrive in many parts; the limit

@@ -107,6 +107,7 @@ impl Secure {
             "",
             &format!(
                 r#"[kafka]
+group_initial_rebalance_delay = "100ms"
 {transport}super_users = ["root"]
 [[kafka.listener]]
 listen = "{sasl_tls}"

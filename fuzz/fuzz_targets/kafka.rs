@@ -2,7 +2,8 @@
 //! of a group that is understood says the same when it is written and read again.
 #![no_main]
 
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
 use taffrail::broker::cluster::{self, Endpoint, MetadataRequest};
@@ -11,12 +12,26 @@ use taffrail::broker::produce::ProduceRequest;
 use taffrail::broker::security::acl::{ANONYMOUS, Access, Rules};
 use taffrail::broker::security::sasl::{self, MAX_UNPROVED_REQUEST, Stage, Users};
 use taffrail::broker::session::{Framing, REQUEST_MIN, frame};
+use taffrail::broker::settings::{self, Running, Setting};
 use taffrail::broker::topics::{Change, Place, Snapshot, Topic, TopicError, Topics};
 use taffrail::broker::waiting::Progress;
-use taffrail::broker::{admin, configs, hub, list_offsets};
+use taffrail::broker::{admin, configs, groups, hub, list_offsets};
+use taffrail::config::Config;
 use taffrail::storage::PartitionKey;
 use taffrail::wire::kafka::groups::*;
 use taffrail::wire::kafka::{Api, Reader, RequestHeader, Writer};
+
+/// The broker's settings, as of a table without keys.
+static SETTINGS: LazyLock<Vec<Setting>> = LazyLock::new(|| {
+    let text = "[storage]\npath = \"/d\"\n[kafka]\n";
+    let config = Config::parse(text, Path::new("t.toml")).unwrap();
+    let running = Running {
+        max_batch: 1 << 20,
+        offsets_partitions: 16,
+        groups: &groups::Config::default(),
+    };
+    settings::of(&config, config.kafka.as_ref().unwrap(), &running)
+});
 
 /// A topic `t` of two partitions; every change is taken.
 struct Fixed(Arc<Snapshot>);
@@ -123,7 +138,7 @@ fn request(bytes: &[u8], topics: &Fixed) {
         Api::DeleteTopics => admin::delete_topics(&header, reader, topics, access),
         Api::CreatePartitions => admin::create_partitions(&header, reader, topics, access),
         Api::DeleteRecords => admin::delete_records(&header, reader, topics, access),
-        Api::DescribeConfigs => admin::describe_configs(&header, reader, topics, access),
+        Api::DescribeConfigs => admin::describe_configs(&header, reader, topics, &SETTINGS, access),
         Api::AlterConfigs | Api::IncrementalAlterConfigs => {
             admin::alter_configs(api, &header, reader, topics, access)
         }

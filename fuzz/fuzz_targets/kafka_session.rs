@@ -412,6 +412,7 @@ impl World {
             }),
             auto_create: true,
             default_partitions: 1,
+            settings: Vec::new(),
             limits: Limits::default(),
             hub: Hub::new(coordinator, vec![Arc::new(Wake::new().unwrap())]),
             started: Instant::now(),

@@ -5,8 +5,10 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::broker::cluster::NODE;
 use crate::broker::configs::{self, Setting};
 use crate::broker::security::acl::{Access, Operation, Resource};
+use crate::broker::settings;
 use crate::broker::topics::{Change, Topic, TopicError, Topics};
 use crate::config::{MAX_PARTITIONS, MAX_TOPIC_NAME};
 use crate::wire::kafka::{Api, Code, Malformed, Reader, RequestHeader, Writer};
@@ -15,6 +17,8 @@ use crate::wire::kafka::{Api, Code, Malformed, Reader, RequestHeader, Writer};
 const TOPIC: i8 = 2;
 /// Resource type of a broker.
 const BROKER: i8 = 4;
+/// Source of a value: the server's file.
+const OF_BROKER: i8 = 4;
 /// Source of a value: set for the topic.
 const OF_TOPIC: i8 = 1;
 /// Source of a value: the default.
@@ -437,11 +441,63 @@ fn shown<'a>(config: &'a [(String, String)], setting: &Setting) -> (&'a str, i8)
     )
 }
 
-/// DescribeConfigs, of topics and of the broker, whose own settings are in its file: it shows none.
+/// A setting as DescribeConfigs tells it.
+struct Described<'a> {
+    name: &'a str,
+    value: Option<&'a str>,
+    source: i8,
+    default: Option<&'a str>,
+    kind: configs::Kind,
+    doc: &'a str,
+    read_only: bool,
+}
+
+fn of_topic(topic: &Topic) -> Vec<Described<'_>> {
+    let all = configs::SETTINGS.iter().map(|setting| {
+        let (value, source) = shown(&topic.config, setting);
+        Described {
+            name: setting.name,
+            value: Some(value),
+            source,
+            default: Some(setting.default),
+            kind: setting.kind,
+            doc: setting.doc,
+            read_only: false,
+        }
+    });
+    all.collect()
+}
+
+fn of_broker(settings: &[settings::Setting]) -> Vec<Described<'_>> {
+    let all = settings.iter().map(|setting| Described {
+        name: setting.name,
+        value: setting.value.as_deref(),
+        source: if setting.is_set() { OF_BROKER } else { DEFAULT },
+        default: setting.default.as_deref(),
+        kind: setting.kind,
+        doc: setting.doc,
+        read_only: true,
+    });
+    all.collect()
+}
+
+/// Refuses the number of a broker that there is not; without one a request means what holds for all brokers.
+fn check_broker(name: &str) -> Outcome {
+    if name.is_empty() || name.parse() == Ok(NODE) {
+        return Ok(());
+    }
+    invalid(
+        Code::InvalidRequest,
+        format!("there is no broker {name:?}; the only one has the number {NODE}"),
+    )
+}
+
+/// DescribeConfigs, of topics and of the broker, whose settings are `own`.
 pub fn describe_configs(
     header: &RequestHeader<'_>,
     body: &mut Reader<'_>,
     topics: &dyn Topics,
+    own: &[settings::Setting],
     access: &Access,
 ) -> Result<Vec<u8>, Malformed> {
     let version = header.version;
@@ -467,46 +523,40 @@ pub fn describe_configs(
             }
             TOPIC => snapshot
                 .find(name)
-                .map(Some)
+                .map(of_topic)
                 .ok_or_else(|| TopicError::unknown(name)),
-            BROKER => Ok(None),
+            // What was changed for all brokers by requests: nothing.
+            BROKER if name.is_empty() => Ok(Vec::new()),
+            BROKER => check_broker(name).map(|()| of_broker(own)),
             _ => invalid(
                 Code::InvalidRequest,
                 "only topics and the broker have settings",
             ),
         };
-        let outcome = found.clone().map(|_| ());
+        let (outcome, mut settings) = match found {
+            Ok(settings) => (Ok(()), settings),
+            Err(error) => (Err(error), Vec::new()),
+        };
         out.i16(code(&outcome));
         out.nullable_string(message(&outcome));
         out.i8(*kind);
         out.string(name);
-        let topic = found.ok().flatten();
-        let settings: Vec<&Setting> = configs::SETTINGS
-            .iter()
-            .filter(|setting| {
-                topic.is_some()
-                    && keys
-                        .as_ref()
-                        .is_none_or(|keys| keys.is_empty() || keys.contains(&setting.name))
-            })
-            .collect();
-        let config = topic.map_or(&[][..], |topic| &topic.config[..]);
+        if let Some(keys) = keys.as_ref().filter(|keys| !keys.is_empty()) {
+            settings.retain(|setting| keys.contains(&setting.name));
+        }
         out.array(settings.iter(), |out, setting| {
-            let (value, source) = shown(config, setting);
             out.string(setting.name);
-            out.nullable_string(Some(value));
-            out.bool(false);
-            out.i8(source);
+            out.nullable_string(setting.value);
+            out.bool(setting.read_only);
+            out.i8(setting.source);
             out.bool(false);
             if synonyms {
-                let own = (source == OF_TOPIC).then_some((value, OF_TOPIC));
-                let all: Vec<(&str, i8)> = own
-                    .into_iter()
-                    .chain([(setting.default, DEFAULT)])
-                    .collect();
+                let own = (setting.source != DEFAULT).then_some((setting.value, setting.source));
+                let default = setting.default.map(|value| (Some(value), DEFAULT));
+                let all: Vec<(Option<&str>, i8)> = own.into_iter().chain(default).collect();
                 out.array(all.iter(), |out, (value, source)| {
                     out.string(setting.name);
-                    out.nullable_string(Some(value));
+                    out.nullable_string(*value);
                     out.i8(*source);
                     out.end();
                 });
@@ -584,10 +634,17 @@ fn alter(
     } else if !access.may(Operation::AlterConfigs, Resource::Cluster) {
         return not_allowed(Code::ClusterAuthorizationFailed);
     }
+    if alteration.kind == BROKER {
+        check_broker(alteration.name)?;
+        return invalid(
+            Code::InvalidRequest,
+            "the broker's settings are not changed by requests: they are in the server's configuration file, and take a restart",
+        );
+    }
     if alteration.kind != TOPIC {
         return invalid(
             Code::InvalidRequest,
-            "only topics' settings can be changed here; the server's are in its file",
+            "only topics and the broker have settings",
         );
     }
     let snapshot = topics.snapshot();

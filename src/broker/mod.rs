@@ -16,6 +16,7 @@ pub mod produce;
 pub mod producer_ids;
 pub mod security;
 pub mod session;
+pub mod settings;
 mod throttle;
 pub mod topics;
 pub mod waiting;

@@ -24,7 +24,9 @@ use crate::broker::security::acl::{self, Access, Operation, Resource};
 use crate::broker::security::quota::{Bucket, Direction};
 use crate::broker::security::sasl::{self, Stage, Step};
 use crate::broker::security::{Loaded, Proof, Security};
+
 use crate::broker::session::{self, Framing, LENGTH_LEN, Limits, REQUEST_MIN, Session, Ticket};
+use crate::broker::settings::Setting;
 use crate::broker::topics::{Place, Topics};
 use crate::broker::waiting::{Progress, WaitId, Waiting};
 use crate::broker::{admin, throttle, waiting};
@@ -67,6 +69,8 @@ pub struct Broker {
     pub auto_create: bool,
     /// Partitions of topics without a number.
     pub default_partitions: u32,
+    /// The settings that DescribeConfigs shows.
+    pub settings: Vec<Setting>,
     /// Bounds of a connection.
     pub limits: Limits,
     /// Groups and their offsets.
@@ -721,7 +725,9 @@ impl Worker {
             }
             Api::DeleteRecords => admin::delete_records(header, body, topics, access)?.into(),
             Api::CreatePartitions => admin::create_partitions(header, body, topics, access)?.into(),
-            Api::DescribeConfigs => admin::describe_configs(header, body, topics, access)?.into(),
+            Api::DescribeConfigs => {
+                admin::describe_configs(header, body, topics, &broker.settings, access)?.into()
+            }
             Api::AlterConfigs | Api::IncrementalAlterConfigs => {
                 admin::alter_configs(api, header, body, topics, access)?.into()
             }

@@ -29,6 +29,35 @@ const IDLE_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration
 /// How long the answer to a failed login may wait: a connection has 30 seconds to prove who it is.
 const AUTHENTICATION_DELAY: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(10);
 
+/// How long an empty group may wait for members, at most: a first member is not answered meanwhile.
+const REBALANCE_DELAY: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(600);
+/// Session time-outs of groups' members: a beat takes a round trip, and who is silent for a day is gone.
+const SESSION_TIMEOUT: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(86_400);
+
+/// Where is listened if nothing is said.
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:9092";
+/// `threads`
+pub const DEFAULT_THREADS: u16 = 1;
+/// `max_connections`
+pub const DEFAULT_CONNECTIONS: u32 = 100_000;
+/// `max_request`
+pub const DEFAULT_REQUEST: u64 = 16 << 20;
+/// `idle_timeout`
+pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+/// `failed_authentication_delay`, as in Kafka.
+pub const DEFAULT_AUTHENTICATION_DELAY: Duration = Duration::from_millis(100);
+/// `auto_create_topics`, as in Kafka.
+pub const DEFAULT_AUTO_CREATE: bool = true;
+/// `default_partitions`, as in Kafka.
+pub const DEFAULT_PARTITIONS: u32 = 1;
+/// `group_initial_rebalance_delay`, as in Kafka.
+pub const DEFAULT_REBALANCE_DELAY: Duration = Duration::from_secs(3);
+/// `group_min_session_timeout`, as in Kafka.
+pub const DEFAULT_MIN_SESSION: Duration = Duration::from_secs(6);
+/// `group_max_session_timeout`, as in Kafka.
+pub const DEFAULT_MAX_SESSION: Duration = Duration::from_secs(1800);
+
 /// How a listener is protected; Kafka's names in parentheses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -144,6 +173,12 @@ pub struct Kafka {
     pub auto_create_topics: bool,
     /// Partitions of topics that are made without a number.
     pub default_partitions: u32,
+    /// How long an empty group waits for more members before its first rebalance.
+    pub group_initial_rebalance_delay: Duration,
+    /// Shortest session time-out that a member of a group may ask for.
+    pub group_min_session_timeout: Duration,
+    /// Longest one.
+    pub group_max_session_timeout: Duration,
 }
 
 #[derive(Deserialize)]
@@ -170,6 +205,9 @@ pub(super) struct RawKafka {
     failed_authentication_delay: Option<Spanned<String>>,
     auto_create_topics: Option<bool>,
     default_partitions: Option<Spanned<i64>>,
+    group_initial_rebalance_delay: Option<Spanned<String>>,
+    group_min_session_timeout: Option<Spanned<String>>,
+    group_max_session_timeout: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -201,44 +239,87 @@ impl Checker<'_> {
             raw.idle_timeout,
             "kafka.idle_timeout",
             IDLE_TIMEOUT,
-            Duration::from_secs(600),
+            DEFAULT_IDLE_TIMEOUT,
         )?;
         let failed_authentication_delay = self.kafka_duration(
             raw.failed_authentication_delay,
             "kafka.failed_authentication_delay",
             AUTHENTICATION_DELAY,
-            Duration::from_millis(100),
+            DEFAULT_AUTHENTICATION_DELAY,
         )?;
+        let group_initial_rebalance_delay = self.kafka_duration(
+            raw.group_initial_rebalance_delay,
+            "kafka.group_initial_rebalance_delay",
+            REBALANCE_DELAY,
+            DEFAULT_REBALANCE_DELAY,
+        )?;
+        let (shortest, longest) = (
+            raw.group_min_session_timeout.clone(),
+            raw.group_max_session_timeout.clone(),
+        );
+        let group_min_session_timeout = self.kafka_duration(
+            raw.group_min_session_timeout,
+            "kafka.group_min_session_timeout",
+            SESSION_TIMEOUT,
+            DEFAULT_MIN_SESSION,
+        )?;
+        let group_max_session_timeout = self.kafka_duration(
+            raw.group_max_session_timeout,
+            "kafka.group_max_session_timeout",
+            SESSION_TIMEOUT,
+            DEFAULT_MAX_SESSION,
+        )?;
+        if group_min_session_timeout > group_max_session_timeout
+            && let Some(text) = shortest.or(longest)
+        {
+            return Err(self.error(
+                &text,
+                "kafka.group_min_session_timeout",
+                format!(
+                    "\"{}\" is more than group_max_session_timeout, \"{}\"",
+                    humantime::format_duration(group_min_session_timeout),
+                    humantime::format_duration(group_max_session_timeout)
+                ),
+            ));
+        }
         Ok(Kafka {
             listeners,
             users,
             super_users: super_users.into_iter().map(Spanned::into_inner).collect(),
             acls,
             quotas,
-            threads: self.number(raw.threads, "kafka.threads", 1..=MAX_THREADS, 1)?,
+            threads: self.number(
+                raw.threads,
+                "kafka.threads",
+                1..=MAX_THREADS,
+                DEFAULT_THREADS,
+            )?,
             transport: raw.transport.unwrap_or_default(),
             max_connections: self.number(
                 raw.max_connections,
                 "kafka.max_connections",
                 1..=MAX_CONNECTIONS,
-                100_000,
+                DEFAULT_CONNECTIONS,
             )?,
             max_request: self.size(
                 raw.max_request,
                 "kafka.max_request",
                 REQUEST_SIZE,
                 1,
-                16 << 20,
+                DEFAULT_REQUEST,
             )?,
             idle_timeout,
             failed_authentication_delay,
-            auto_create_topics: raw.auto_create_topics.unwrap_or(true),
+            auto_create_topics: raw.auto_create_topics.unwrap_or(DEFAULT_AUTO_CREATE),
             default_partitions: self.number(
                 raw.default_partitions,
                 "kafka.default_partitions",
                 1..=MAX_PARTITIONS,
-                1,
+                DEFAULT_PARTITIONS,
             )?,
+            group_initial_rebalance_delay,
+            group_min_session_timeout,
+            group_max_session_timeout,
         })
     }
 
@@ -289,7 +370,7 @@ impl Checker<'_> {
             listeners.push(listener);
             Ok(())
         };
-        let default = Spanned::new(0..0, "127.0.0.1:9092".to_owned());
+        let default = Spanned::new(0..0, DEFAULT_LISTEN.to_owned());
         let list: Vec<&Spanned<String>> = match &raw.listen {
             None if raw.listeners.is_empty() => vec![&default],
             None => Vec::new(),
@@ -583,6 +664,26 @@ mod tests {
                 "kafka.failed_authentication_delay",
             ),
             ("default_partitions = 0", "kafka.default_partitions"),
+            (
+                "group_initial_rebalance_delay = \"1h\"",
+                "kafka.group_initial_rebalance_delay",
+            ),
+            (
+                "group_min_session_timeout = \"0s\"",
+                "kafka.group_min_session_timeout",
+            ),
+            (
+                "group_max_session_timeout = \"2 days\"",
+                "kafka.group_max_session_timeout",
+            ),
+            (
+                "group_max_session_timeout = \"5s\"",
+                "kafka.group_min_session_timeout: \"6s\" is more than group_max_session_timeout, \"5s\"",
+            ),
+            (
+                "group_min_session_timeout = \"1h\"",
+                "kafka.group_min_session_timeout",
+            ),
         ] {
             let message = parse(text).unwrap_err();
             assert!(message.contains(key), "{text}: {message}");

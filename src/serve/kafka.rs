@@ -7,7 +7,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -24,6 +24,7 @@ use crate::broker::security::quota::Quotas;
 use crate::broker::security::sasl::Users;
 use crate::broker::security::{Loaded, Proof, Security};
 use crate::broker::session::Limits;
+use crate::broker::settings::{self, Running};
 use crate::broker::topics::{OFFSETS_TOPIC, Topics};
 use crate::broker::worker::{self, Broker, ShardLink, Worker};
 use crate::config::Config;
@@ -192,7 +193,21 @@ pub(super) fn broker(
         topics.create(OFFSETS_TOPIC, OFFSETS_PARTITIONS, &set, false)?;
     }
     let started = Instant::now();
-    let groups = groups::Config::within(memory.account(Part::Groups).limit());
+    // The configuration allows a day at most, which 32 bits hold in milliseconds.
+    let ms = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+    let groups = groups::Config {
+        initial_rebalance_delay_ms: ms(kafka.group_initial_rebalance_delay),
+        min_session_timeout_ms: ms(kafka.group_min_session_timeout),
+        max_session_timeout_ms: ms(kafka.group_max_session_timeout),
+        ..groups::Config::within(memory.account(Part::Groups).limit())
+    };
+    let offsets = topics.snapshot();
+    let running = Running {
+        max_batch: wiring.max_batch,
+        offsets_partitions: offsets.find(OFFSETS_TOPIC).map_or(0, |t| t.places.len()),
+        groups: &groups,
+    };
+    let settings = settings::of(config, kafka, &running);
     let mut coordinator = Coordinator::new(groups, rand::rng().random());
     let mut readers: Vec<LogReader> = logs.readers().collect();
     let mut records = 0;
@@ -239,6 +254,7 @@ pub(super) fn broker(
         security: Security::new(security(kafka)),
         auto_create: kafka.auto_create_topics,
         default_partitions: kafka.default_partitions,
+        settings,
         limits: Limits {
             request: kafka.max_request as usize,
             ..Limits::default()

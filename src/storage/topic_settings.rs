@@ -8,10 +8,14 @@ use std::collections::BTreeMap;
 /// What a setting's value looks like; the numbers are the protocol's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    /// true or false.
+    Boolean = 1,
     /// A word.
     String = 2,
     /// 32 bits.
     Int = 3,
+    /// 16 bits.
+    Short = 4,
     /// 64 bits.
     Long = 5,
     /// A decimal fraction.

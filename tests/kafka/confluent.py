@@ -234,6 +234,26 @@ def topics_are_made_described_grown_and_deleted():
 
 
 @case
+def settings_of_the_broker_are_shown():
+    resource = ConfigResource(ResourceType.BROKER, "0")
+    config = admin().describe_configs([resource])[resource].result(PATIENCE)
+    assert config["default.replication.factor"].value == "1" and config["max.connections"].is_read_only, config
+
+
+@case
+def records_without_a_key_are_told_from_others():
+    topic = create(1, **{"cleanup.policy": "compact"})
+    codes = {}
+    producer = Producer(BASE | {"linger.ms": 500})
+    for number, key in enumerate([b"a", None, b"b", None]):
+        producer.produce(topic, b"v", key=key,
+                         on_delivery=lambda error, _, number=number: codes.update({number: error and error.code()}))
+    assert producer.flush(PATIENCE) == 0
+    mine, other = KafkaError.INVALID_RECORD, KafkaError._INVALID_DIFFERENT_RECORD
+    assert codes == {0: other, 1: mine, 2: other, 3: mine}, codes
+
+
+@case
 def cluster_groups_and_list_offsets_of_the_admin():
     topic = create()
     group = unique()
