@@ -65,6 +65,7 @@ pub struct Summary {
 pub fn serve(config: &Config, file: &Path) -> Result<Summary, Error> {
     let signals = Signals::register()?;
     crate::memory::allocator::keep_freed();
+    preflight::raise_files();
     let mut fatal = Vec::new();
     for finding in preflight::check(config, &preflight::Facts::gather(config)) {
         if finding.fatal {

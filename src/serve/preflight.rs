@@ -12,7 +12,7 @@ use crate::config::{Config, Device};
 /// Packet buffers and descriptors of one port take about this much beside its mempool: EAL's own
 /// structures and alignment to whole hugepages.
 const EAL_BASE: u64 = 64 << 20;
-/// Files that a server needs open: segments, sockets, control clients; Debian's default is 1,024.
+/// Files that a server needs open beside Kafka connections: segments, SSTs, sockets, control clients.
 const FILES_NEEDED: u64 = 1024;
 
 /// What is wrong and what mends it.
@@ -35,7 +35,7 @@ pub struct Facts {
     pub hugetlbfs: bool,
     /// Limit on locked memory; `None`: unlimited, or the process may exceed it (CAP_IPC_LOCK).
     pub memlock: Option<u64>,
-    /// Limit on open files.
+    /// Hard limit on open files, to which a server raises its own.
     pub files: u64,
     /// Why io_uring cannot be used, where it cannot.
     pub io_uring: Option<String>,
@@ -80,9 +80,9 @@ impl Facts {
             memlock: if may_lock_memory(&status) {
                 None
             } else {
-                soft_limit(&limits, "Max locked memory")
+                limit(&limits, "Max locked memory", SOFT)
             },
-            files: soft_limit(&limits, "Max open files").unwrap_or(u64::MAX),
+            files: limit(&limits, "Max open files", HARD).unwrap_or(u64::MAX),
             io_uring,
             drivers,
         }
@@ -160,6 +160,20 @@ pub fn check(config: &Config, facts: &Facts) -> Vec<Finding> {
                 facts.files
             ),
         );
+    } else if let Some(kafka) = &config.kafka
+        && let most = u64::from(kafka.max_connections)
+        && facts.files < FILES_NEEDED + most
+    {
+        say(
+            false,
+            format!(
+                "the limit on open files is {}: room for some {} Kafka connections of max_connections = {most}; raise it to \
+                 {} with `ulimit -Hn` (LimitNOFILE= in systemd)",
+                facts.files,
+                facts.files - FILES_NEEDED,
+                FILES_NEEDED + most
+            ),
+        );
     }
     for (address, driver) in &facts.drivers {
         match driver.as_deref() {
@@ -217,15 +231,36 @@ fn may_lock_memory(status: &str) -> bool {
         .is_some_and(|caps| caps & (1 << 14) != 0)
 }
 
-/// A soft limit of `/proc/self/limits`; `None` if unlimited.
-fn soft_limit(limits: &str, name: &str) -> Option<u64> {
+/// Columns of `/proc/self/limits`.
+const SOFT: usize = 0;
+const HARD: usize = 1;
+
+/// A limit of `/proc/self/limits`; `None` if unlimited.
+fn limit(limits: &str, name: &str, column: usize) -> Option<u64> {
     limits
         .lines()
         .find_map(|line| line.strip_prefix(name))?
         .split_whitespace()
-        .next()?
+        .nth(column)?
         .parse()
         .ok()
+}
+
+/// Raises the limit on open files as far as the process may: each connection is a file, and the soft limit is a low one for
+/// programs that use `select`. [`check`] has said whether it is enough.
+pub fn raise_files() {
+    let mut files = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the structure is this function's, and lives beyond both calls.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut files) == 0 && files.rlim_cur < files.rlim_max
+        {
+            files.rlim_cur = files.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &files);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -300,6 +335,25 @@ mod tests {
     }
 
     #[test]
+    fn too_few_files_for_the_connections_are_a_remark() {
+        let text = "[storage]\npath = \"/d\"\n[kafka]\nmax_connections = 5000\n";
+        let config = Config::parse(text, Path::new("t.toml")).unwrap();
+        let of = |files| check(&config, &Facts { files, ..fine() });
+        let findings: Vec<Finding> = of(4096);
+        let about = findings.iter().find(|f| f.text.contains("3072 Kafka"));
+        assert!(about.is_some_and(|f| !f.fatal && f.text.contains("6024")));
+        assert!(of(6024).iter().all(|f| !f.text.contains("open files")));
+    }
+
+    #[test]
+    fn the_limit_on_files_is_raised_as_far_as_it_may_be() {
+        raise_files();
+        let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+        let of = |column| limit(&limits, "Max open files", column);
+        assert_eq!(of(SOFT), of(HARD));
+    }
+
+    #[test]
     fn staging_without_hugepages_is_a_remark_only() {
         let facts = Facts {
             hugepages_free: 70 << 20,
@@ -314,9 +368,11 @@ mod tests {
     fn proc_files_are_understood() {
         assert!(may_lock_memory("Name:\tx\nCapEff:\t000001ffffffffff\n"));
         assert!(!may_lock_memory("CapEff:\t0000000000000000\n"));
-        let limits = "Max locked memory         8388608              8388608              bytes\nMax open files  unlimited unlimited files\n";
-        assert_eq!(soft_limit(limits, "Max locked memory"), Some(8 << 20));
-        assert_eq!(soft_limit(limits, "Max open files"), None);
+        let limits = "Max locked memory         8388608              9388608              bytes\nMax open files  1024 unlimited files\n";
+        assert_eq!(limit(limits, "Max locked memory", SOFT), Some(8 << 20));
+        assert_eq!(limit(limits, "Max locked memory", HARD), Some(9_388_608));
+        assert_eq!(limit(limits, "Max open files", SOFT), Some(1024));
+        assert_eq!(limit(limits, "Max open files", HARD), None);
         let facts = Facts::gather(&config());
         assert_eq!(facts.drivers, [("0000:3b:00.0".to_owned(), None)]);
     }
