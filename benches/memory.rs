@@ -37,10 +37,14 @@ struct Bench {
 
 impl Bench {
     fn start() -> Bench {
+        Self::start_by("epoll")
+    }
+
+    fn start_by(transport: &str) -> Bench {
         let folder = tempfile::tempdir().unwrap();
         let address = support::free_address();
         let tables = format!(
-            "[kafka]\nlisten = [\"{address}\"]\n[memory]\nbudget = \"2GiB\"\n[[topic]]\nname = \"warm\"\n"
+            "[kafka]\nlisten = [\"{address}\"]\ntransport = \"{transport}\"\n[memory]\nbudget = \"2GiB\"\n[[topic]]\nname = \"warm\"\n"
         );
         let storage = "segment_size = \"32MiB\"\n";
         let server = Server::start(folder.path(), None, storage, &tables);
@@ -95,6 +99,14 @@ impl Bench {
         for part in &answer.responses[0].partition_responses {
             assert_eq!(part.error_code, 0);
         }
+    }
+
+    /// What idle connections take.
+    fn idle(&self, what: &str) {
+        let mut idle = Vec::new();
+        self.measure(what, CONNECTIONS, "kafka_connections", || {
+            idle.extend((0..CONNECTIONS).map(|_| self.connect()));
+        });
     }
 
     fn stats(&self) -> (Stats, MemoryStats) {
@@ -163,16 +175,8 @@ fn main() {
     bench.measure("partition", 10_000, "partitions", || {
         bench.topic("parts", 10_000)
     });
-    let mut idle = Vec::new();
-    bench.measure(
-        "idle Kafka connection",
-        CONNECTIONS,
-        "kafka_connections",
-        || {
-            idle.extend((0..CONNECTIONS).map(|_| bench.connect()));
-        },
-    );
-    drop(idle);
+    bench.idle("idle Kafka connection by epoll");
+    Bench::start_by("io_uring").idle("idle Kafka connection by io_uring");
     let mut connection = bench.connect();
     bench.measure(
         "idempotent producer of a partition",

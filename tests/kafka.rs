@@ -250,6 +250,33 @@ fn what_is_refused_is_counted() {
     assert_eq!((counted.batches_in, counted.batches_refused), (2, 2));
 }
 
+/// More connections than are looked at in a row, of which one is in use.
+#[test]
+fn of_many_connections_the_idle_ones_are_closed() {
+    use kafka_protocol::messages::MetadataRequest;
+    const IDLE: usize = 2500;
+    taffrail::serve::preflight::raise_files();
+    let kafka = Kafka::start("idle_timeout = \"4s\"\n");
+    let address = kafka.address.parse().unwrap();
+    let mut used = Connection::open(address).unwrap();
+    let mut idle: Vec<_> = (0..IDLE)
+        .map(|_| Connection::open(address).unwrap())
+        .collect();
+    let stats = || kafka.server.stats().kafka.unwrap();
+    wait_until("all are taken", || {
+        used.call(9, &MetadataRequest::default()).unwrap();
+        stats().accepted == IDLE as u64 + 1
+    });
+    wait_until("the idle ones are closed", || {
+        used.call(9, &MetadataRequest::default()).unwrap();
+        stats().connections == 1
+    });
+    for connection in &mut idle {
+        let mut nothing = [0];
+        assert_eq!(connection.stream().read(&mut nothing).unwrap(), 0);
+    }
+}
+
 /// In every version: the broker's settings with their sources, those that are asked for, and why others are not to be
 /// had; no request changes them.
 #[test]

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{Checker, Config, ConfigError};
+use crate::config::kafka::Transport;
 use crate::memory::budget::{Budget, Part};
 use crate::shard::link::LINK_BATCHES;
 use crate::shard::{
@@ -21,10 +22,12 @@ use crate::storage::{index, keylog};
 pub const PARTITION: u64 = 1280;
 /// What is known of a partition in some ten SSTs.
 const PARTITION_IN_SSTS: u64 = 640;
-/// Bytes of an idle Kafka connection, and of one with TLS.
-pub const CONNECTION: u64 = 1 << 10;
-/// See [`CONNECTION`].
-pub const TLS_CONNECTION: u64 = 32 << 10;
+/// Bytes of an idle Kafka connection.
+const CONNECTION: u64 = 1 << 10;
+/// What it takes more by io_uring: its place in the ring's table, and the list of what it receives.
+const RING_CONNECTION: u64 = 512;
+/// What it takes with TLS.
+const TLS_CONNECTION: u64 = 32 << 10;
 /// The server at rest: its code's own data, threads' stacks, the lcores' and DPDK's tables.
 const AT_REST: u64 = 40 << 20;
 /// A reader's window on the log; every thread that reads has one for each shard.
@@ -218,7 +221,7 @@ fn wants(part: Part, config: &Config, minimum: u64) -> (u64, u64) {
         Part::Answers => (14, threads * ANSWERS.1),
         Part::Connections => (
             4,
-            kafka.map_or(0, |k| u64::from(k.max_connections) * connection(config)),
+            kafka.map_or(0, |k| u64::from(k.max_connections) * costliest(config)),
         ),
         Part::Groups => (5, kafka.map_or(0, |_| GROUPS.1)),
         Part::Maintenance => (10, shards * MAINTENANCE_MAX),
@@ -233,13 +236,19 @@ pub fn producers(config: &Config, memory: u64) -> usize {
     dedupe::producers_in(memory.min(written))
 }
 
+/// Bytes of an idle Kafka connection, with TLS or without, by io_uring or by epoll.
+pub fn connection(tls: bool, ring: bool) -> u64 {
+    let plain = if tls { TLS_CONNECTION } else { CONNECTION };
+    plain + if ring { RING_CONNECTION } else { 0 }
+}
+
 /// Bytes of a connection to the costliest listener.
-pub fn connection(config: &Config) -> u64 {
-    let listeners = config.kafka.iter().flat_map(|kafka| &kafka.listeners);
-    match listeners.into_iter().any(|listener| listener.tls.is_some()) {
-        true => TLS_CONNECTION,
-        false => CONNECTION,
-    }
+fn costliest(config: &Config) -> u64 {
+    let Some(kafka) = &config.kafka else {
+        return connection(false, false);
+    };
+    let tls = kafka.listeners.iter().any(|l| l.tls.is_some());
+    connection(tls, kafka.transport == Transport::IoUring)
 }
 
 /// Bytes of rings and of tables whose size is fixed.
@@ -286,7 +295,7 @@ fn minima(config: &Config, facts: &Facts) -> [u64; Part::ALL.len()] {
         Part::BlockCache => shards * CACHE_MIN,
         Part::Requests => kafka.map_or(0, |k| threads * REQUESTS_MIN * k.max_request),
         Part::Answers => threads * ANSWERS.0,
-        Part::Connections => kafka.map_or(0, |_| CONNECTIONS_MIN * connection(config)),
+        Part::Connections => kafka.map_or(0, |_| CONNECTIONS_MIN * costliest(config)),
         Part::Groups => kafka.map_or(0, |_| GROUPS.0),
         Part::Maintenance => shards * MAINTENANCE_MIN,
         Part::Rest => AT_REST + shards * (threads + SHARD_THREADS) * READER,

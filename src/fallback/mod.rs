@@ -192,6 +192,14 @@ impl Sockets {
         })
     }
 
+    /// Which way it is.
+    pub fn kind(&self) -> Kind {
+        match &self.engine {
+            Engine::Epoll(_) => Kind::Epoll,
+            Engine::Ring(_) => Kind::IoUring,
+        }
+    }
+
     /// Accepts whoever comes by `listeners`, which do not block.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use crate::broker::session::LENGTH_LEN;
 use crate::broker::worker::{Broker, Close, Connection, ShardLink, Worker};
 use crate::config::kafka::Kafka;
 use crate::config::memory;
-use crate::fallback::{Event, Id, Message, Outbox, READ, Sockets};
+use crate::fallback::{Event, Id, Kind, Message, Outbox, READ, Sockets};
 use crate::memory::budget::{Charge, Part};
 use crate::memory::wake::Wake;
 use crate::shard::Now;
@@ -31,8 +31,10 @@ use super::tls::Stream;
 const DIRECT: usize = 32 << 10;
 /// While others wait for memory, a connection that moves neither its request nor its answers on is closed after so long.
 const STALL: Duration = Duration::from_secs(10);
-/// How often idle connections are looked for.
+/// How often every connection is looked at, for idle ones and such as stand still.
 const SWEEP: Duration = Duration::from_secs(1);
+/// Connections that are looked at in a row: the others' requests wait for it, some 100 µs.
+const SWEEP_STEP: usize = 1024;
 /// How long a stop waits for shards' answers.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// How long it then waits for sockets to take the last answers: they do at once where their peer reads.
@@ -45,12 +47,14 @@ const PROOF_PATIENCE: Duration = Duration::from_secs(30);
 /// TLS of each listener, the same for all threads.
 pub(super) type TlsOfListeners = Arc<RwLock<Vec<Option<Arc<ServerConfig>>>>>;
 
-/// Bytes of a connection.
-fn cost(tls: bool) -> u64 {
-    match tls {
-        true => memory::TLS_CONNECTION,
-        false => memory::CONNECTION,
-    }
+/// Where the look at all connections is.
+struct Sweep {
+    /// The next one.
+    at: usize,
+    /// When it goes on.
+    next: Instant,
+    /// Somebody waited for memory when this round began.
+    starved: bool,
 }
 
 struct Conn {
@@ -105,7 +109,7 @@ pub(super) struct Thread {
     max_connections: u64,
     idle: Duration,
     authentication_delay_ms: u64,
-    next_sweep: Instant,
+    sweep: Sweep,
     accepting: bool,
 }
 
@@ -129,7 +133,7 @@ impl Thread {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .iter()
-            .map(|tls| cost(tls.is_some()))
+            .map(|tls| memory::connection(tls.is_some(), sockets.kind() == Kind::IoUring))
             .collect();
         let requests = broker.memory.account(Part::Requests).share(broker.threads);
         let mut ahead = requests.charge();
@@ -153,7 +157,11 @@ impl Thread {
             max_connections: u64::from(config.max_connections),
             idle: config.idle_timeout,
             authentication_delay_ms: config.failed_authentication_delay.as_millis() as u64,
-            next_sweep: now + SWEEP,
+            sweep: Sweep {
+                at: 0,
+                next: now + SWEEP,
+                starved: false,
+            },
             accepting: true,
         }
     }
@@ -317,7 +325,7 @@ impl Thread {
     }
 
     fn patience(&self, stopping: bool) -> Duration {
-        let mut patience = SWEEP;
+        let mut patience = self.sweep.next.saturating_duration_since(Instant::now());
         if stopping {
             patience = Duration::from_millis(1);
         }
@@ -664,12 +672,22 @@ impl Thread {
     /// Closes connections that were idle for too long, and moves on what was held by the others' memory.
     fn sweep(&mut self) {
         let now = Instant::now();
-        if now < self.next_sweep {
+        if now < self.sweep.next {
             return;
         }
-        self.next_sweep = now + SWEEP;
-        let starved = self.intake.take_starved() | self.worker.is_full() | self.sockets.is_dry();
-        for at in 0..self.conns.len() {
+        if self.sweep.at >= self.conns.len() {
+            self.sweep.at = 0;
+        }
+        if self.sweep.at == 0 {
+            let starved = self.intake.take_starved();
+            self.sweep.starved = starved | self.worker.is_full() | self.sockets.is_dry();
+        }
+        let starved = self.sweep.starved;
+        let steps = self.conns.len().div_ceil(SWEEP_STEP).max(1);
+        self.sweep.next = now + SWEEP / steps as u32;
+        let first = self.sweep.at;
+        self.sweep.at = self.conns.len().min(first + SWEEP_STEP);
+        for at in first..self.sweep.at {
             let Some(Some(conn)) = self.conns.get_mut(at) else {
                 continue;
             };
