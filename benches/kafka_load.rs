@@ -4,7 +4,8 @@
 //! with next to no work of its own: batches are made beforehand, fetched ones are counted by their headers. Prints
 //! `R messages a second`. `kafka_load connections --address A --topic T --busy B --rate R --seconds S --idle N
 //! --pid SERVER` measures the latency of B connections that send R messages a second together, first alone, then with
-//! N idle connections beside them, and the server's memory. Source: Kafka's protocol guide, Produce 7, Fetch 11.
+//! N idle connections beside them, and the server's memory; they may take `--patience` seconds to open. Source: Kafka's
+//! protocol guide, Produce 7, Fetch 11.
 
 use std::collections::{HashMap, VecDeque};
 use std::error::Error;
@@ -25,8 +26,12 @@ const BATCH: usize = 500_000;
 const IN_FLIGHT: usize = 8;
 /// Bytes of a partition in a fetch, and of all.
 const FETCH: (i32, i32) = (4 << 20, 16 << 20);
-/// Connections of one source address: fewer than there are ephemeral ports.
-const OF_ADDRESS: usize = 20_000;
+/// Connections of one source address: fewer than half of the ephemeral ports. The kernel looks through one half before it
+/// takes ports of the other, for each connection anew.
+const OF_ADDRESS: usize = 10_000;
+/// How long idle connections may take to open, and messages to be acknowledged, unless the caller says more: an emulated
+/// machine is some twenty times slower.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Connections that are being opened at a time, fewer than a listener's backlog.
 const OPENING: usize = 256;
 
@@ -67,6 +72,10 @@ fn main() -> Result<()> {
             time: Duration::from_secs(number("seconds")? as u64),
             idle: number("idle")?,
             pid: number("pid")?,
+            patience: match options.get("patience") {
+                Some(seconds) => Duration::from_secs(seconds.parse()?),
+                None => PATIENCE,
+            },
         }),
         mode => Err(format!("no mode {mode:?}").into()),
     }
@@ -279,6 +288,7 @@ struct Plan<'a> {
     time: Duration,
     idle: usize,
     pid: usize,
+    patience: Duration,
 }
 
 /// A connection that sends one message after another.
@@ -373,9 +383,9 @@ fn open(plan: &Plan<'_>) -> Result<Vec<mio::net::TcpStream>> {
     let mut streams: Vec<mio::net::TcpStream> = Vec::with_capacity(plan.idle);
     let (mut opening, mut buffer) = (0, [0; 4096]);
     let mut answered = 0;
-    let patience = Instant::now() + Duration::from_secs(120);
+    let until = Instant::now() + plan.patience;
     while answered < plan.idle {
-        if Instant::now() > patience {
+        if Instant::now() > until {
             return Err(format!("{answered} of {} connections were answered", plan.idle).into());
         }
         while streams.len() < plan.idle && opening < OPENING {
@@ -435,7 +445,7 @@ fn run(
     let mut buffer = [0; 4096];
     while sent < total || open > 0 {
         let now = Instant::now();
-        if now > start + time + Duration::from_secs(30) {
+        if now > start + time + plan.patience {
             return Err(format!("{open} messages are not acknowledged").into());
         }
         while sent < total && start + gap * sent <= now {
