@@ -4,9 +4,10 @@
 # up by key, and read in order (from memory; cold). Of each the ratio Taffrail ÷ the better of the two; RATIO is the smallest.
 #
 # The rules are in benches/peers/src/main.rs. Hot: among the first HOT offsets, read before. Cold: the page cache is emptied of the
-# store first. The stores take turns; each figure is the median of ROUNDS. Builds benches/peers unless PEERS_BENCH names the
+# store first, and single messages are read within COLD_MIB of memory, page cache and the stores' own caches of 64 MiB included, by a control
+# group: a store that fits in memory would soon be warm. The stores take turns; each figure is the median of ROUNDS. Builds benches/peers unless PEERS_BENCH names the
 # program: with Debian's RocksDB where librocksdb-dev is installed, else with RocksDB's C++, half an hour of CPU. Needs clang, for its bindings.
-# Settings: ROUNDS (3), MESSAGES (4000000), BATCH (1000), HOT (100000), DEPTH (8), SECONDS_EACH (5), STORES, BAR (1), DIR.
+# Settings: ROUNDS (3), MESSAGES (4000000), COLD_MIB (192), BATCH (1000), HOT (100000), DEPTH (8), SECONDS_EACH (5), STORES, BAR (1), DIR.
 
 cd "$(dirname "$0")/../.." || exit 2
 # shellcheck source=benches/bars/lib.sh
@@ -40,6 +41,22 @@ forget() {
     find "$disk/$1" -type f -exec dd if={} iflag=nocache count=0 status=none \;
 }
 
+# within MIB COMMAND: runs it in a control group of so much memory.
+within() {
+    local mib=$1 group limit
+    shift
+    if [[ -d /sys/fs/cgroup/memory ]]; then
+        group=/sys/fs/cgroup/memory/taffrail-peers.$$ limit=memory.limit_in_bytes
+    else
+        group=/sys/fs/cgroup/taffrail-peers.$$ limit=memory.max
+    fi
+    if ! mkdir -p "$group" || ! echo "${mib}M" >"$group/$limit"; then
+        die "cannot limit memory by a control group in $group: run as root"
+    fi
+    (echo "$BASHPID" >"$group/cgroup.procs" && exec "$@")
+    rmdir "$group"
+}
+
 declare -A figures
 # note NAME STORE FIGURE: another round's.
 note() { figures[$1/$2]+=" $(printf %.0f "$3")"; }
@@ -48,7 +65,7 @@ note() { figures[$1/$2]+=" $(printf %.0f "$3")"; }
 measure() {
     local name=$1 store=$2 line
     shift 2
-    line=$("$PEERS_BENCH" "$store" "$disk/$store" "$@" --messages "${among:-$MESSAGES}")
+    line=$(${within:+within "$within"} "$PEERS_BENCH" "$store" "$disk/$store" "$@" --messages "${among:-$MESSAGES}")
     echo "round $round: $store $name $line" >&2
     note "$name" "$store" "$(jq .per_s <<<"$line")"
     [[ $name == append ]] && note settled "$store" "$(jq .settled_per_s <<<"$line")"
@@ -63,7 +80,7 @@ for ((round = 1; round <= ROUNDS; round++)); do
     done
     for store in "${stores[@]}"; do
         forget "$store"
-        measure point-cold "$store" point --threads "$DEPTH" --seconds "$each"
+        within=${COLD_MIB:-192} measure point-cold "$store" point --threads "$DEPTH" --seconds "$each"
     done
     for store in "${stores[@]}"; do
         among=$HOT measure point-hot "$store" point --warm --seconds "$each"
