@@ -33,24 +33,6 @@ fn server(network: &Network, folder: &tempfile::TempDir, port_keys: &str) -> Ser
     Server::start(folder.path(), Some(&network.server), "", &tables)
 }
 
-/// Lets the producer learn the server's Ethernet address: what waits for that is sent out of order.
-fn resolve(network: &Network, address: &str) {
-    run(
-        "ip",
-        &[
-            "netns",
-            "exec",
-            &network.producer.name,
-            "ping",
-            "-c",
-            "1",
-            "-W",
-            "10",
-            address,
-        ],
-    );
-}
-
 /// Sends `messages` from the producer to `to`, slowly enough for a veth queue.
 fn send(network: &Network, to: &str, port: u16, messages: &[Vec<u8>]) {
     network.producer.inside(|| {
@@ -136,8 +118,8 @@ fn a_linux_host_pings_both_families_without_set_up() {
 fn raw_datagrams_and_lines_are_stored_in_order_and_survive_a_restart() {
     let (network, folder) = (Network::new(), tempfile::tempdir().unwrap());
     let mut server = server(&network, &folder, "");
-    resolve(&network, SERVER_V4);
-    resolve(&network, SERVER_V6);
+    network.resolve(SERVER_V4);
+    network.resolve(SERVER_V6);
     let (four, six) = (numbered("four", 500), numbered("six", 500));
     send(&network, SERVER_V4, 5000, &four);
     send(&network, SERVER_V6, 5001, &six);
@@ -277,7 +259,7 @@ fn messages_leave_the_log_compressed_and_the_oldest_go() {
     );
     let storage = "segment_size = \"4MiB\"\nprepared_segments = 1\n";
     let mut server = Server::start(folder.path(), Some(&network.server), storage, &tables);
-    resolve(&network, SERVER_V4);
+    network.resolve(SERVER_V4);
     // Three segments of each.
     let messages: Vec<Vec<u8>> = (0..12_000)
         .map(|i| format!("{i} {}", "telemetry ".repeat(100)).into_bytes())

@@ -364,19 +364,7 @@ fn beside_a_dpdk_port_each_has_its_own_buffers_back() {
     let (tables, [_, one, ..]) = tables("\"127.0.0.1\"", "");
     let tables = format!("{}{tables}", network.port());
     let server = Server::start(folder.path(), Some(&network.server), "", &tables);
-    // Learns the Ethernet address: what waits for that is sent out of order.
-    let ping = [
-        "netns",
-        "exec",
-        &network.producer.name,
-        "ping",
-        "-c",
-        "1",
-        "-W",
-        "10",
-        SERVER_V4,
-    ];
-    run("ip", &ping);
+    network.resolve(SERVER_V4);
     // More than either has buffers, to one partition.
     let (nic, kernel) = (numbered("nic", 20_000), numbered("kernel", 20_000));
     std::thread::scope(|scope| {

@@ -137,6 +137,13 @@ struct State {
 }
 
 impl State {
+    /// The segments that are read: what ends at the floor or before is looked for in the store's files, also while the
+    /// walk still stands in it.
+    fn readable(&self) -> impl Iterator<Item = (usize, &Segment)> {
+        let segments = self.segments.iter().enumerate();
+        segments.filter(|(_, segment)| segment.cursor.segment_end() > self.floor)
+    }
+
     /// Makes `frame` the oldest frame noted and not indexed, if there is one.
     fn next_frame(&mut self) -> Option<FrameNote> {
         let notes = self.notes.as_mut()?;
@@ -431,7 +438,7 @@ impl LogIndex {
     pub(crate) fn release(&self, lsn: u64) -> u64 {
         let mut state = self.lock();
         state.floor = state.floor.max(lsn);
-        // The last segment stays: the walk goes on from there.
+        // The last segment stays: the walk goes on from there. It is not read any more, so that nobody sees it go later.
         while state.segments.len() > 1
             && state
                 .segments
@@ -453,11 +460,9 @@ impl LogIndex {
     #[cfg(feature = "dpdk")] // the running server asks
     pub(crate) fn bytes_from(&self, key: PartitionKey, offset: i64) -> u64 {
         let state = self.lock();
-        let floor = state.floor;
-        let segments = state.segments.iter();
-        segments
-            .filter(|segment| segment.cursor.segment_end() > floor)
-            .filter_map(|segment| segment.ranges.get(&key))
+        state
+            .readable()
+            .filter_map(|(_, segment)| segment.ranges.get(&key))
             .filter(|range| range.end > offset)
             .map(|range| range.bytes)
             .sum()
@@ -663,7 +668,7 @@ impl LogIndex {
     /// First offset and the one behind the last; (0, 0) where the log has nothing of the partition.
     pub(crate) fn bounds(&self, key: PartitionKey) -> (i64, i64) {
         let state = self.lock();
-        let mut ranges = state.segments.iter().filter_map(|s| s.ranges.get(&key));
+        let mut ranges = state.readable().filter_map(|(_, s)| s.ranges.get(&key));
         let Some(first) = ranges.next() else {
             return (0, 0);
         };
@@ -678,11 +683,8 @@ impl LogIndex {
         reader: &mut FrameReader,
     ) -> Result<Vec<Span>, FetchError> {
         let mut state = self.lock();
-        let Some(at) = state
-            .segments
-            .iter()
-            .position(|s| s.ranges.get(&key).is_some_and(|r| r.end > from))
-        else {
+        let has = |s: &Segment| s.ranges.get(&key).is_some_and(|r| r.end > from);
+        let Some((at, _)) = state.readable().find(|(_, s)| has(s)) else {
             return Ok(Vec::new());
         };
         self.restore(&mut state, at, reader)?;
@@ -701,11 +703,8 @@ impl LogIndex {
         reader: &mut FrameReader,
     ) -> Result<Option<Span>, FetchError> {
         let mut state = self.lock();
-        let Some(at) = state
-            .segments
-            .iter()
-            .position(|s| s.ranges.get(&key).is_some_and(|r| r.max_time >= ms))
-        else {
+        let has = |s: &Segment| s.ranges.get(&key).is_some_and(|r| r.max_time >= ms);
+        let Some((at, _)) = state.readable().find(|(_, s)| has(s)) else {
             return Ok(None);
         };
         self.restore(&mut state, at, reader)?;

@@ -131,6 +131,17 @@ pub const PRODUCER_V6: &str = "fd77::1";
 pub const SERVER_V6: &str = "fd77::2";
 
 impl Network {
+    /// Lets the producer learn the server's Ethernet address: what waits for that is sent out of order.
+    pub fn resolve(&self, address: &str) {
+        let producer = self.producer.name.as_str();
+        run(
+            "ip",
+            &[
+                "netns", "exec", producer, "ping", "-c", "1", "-W", "10", address,
+            ],
+        );
+    }
+
     pub fn new() -> Self {
         let (producer, server) = (Netns::new(), Netns::new());
         let (p, s) = (producer.name.as_str(), server.name.as_str());

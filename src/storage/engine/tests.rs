@@ -114,16 +114,21 @@ fn in_batches(engine: &mut Engine, partition: u32, max: usize) -> Vec<(i64, Mess
             let (batch, behind) = rest.split_at(parse_header(rest).unwrap().total_len());
             rest = behind;
             let plain = crate::storage::lsm::codec::plain(batch, &mut scratch).unwrap();
-            found.extend(Records::new(plain).unwrap().map(|record| {
-                let record = record.unwrap();
-                let message = Message {
-                    offset: record.offset,
-                    timestamp: record.timestamp,
-                    key: record.key.map(<[u8]>::to_vec),
-                    value: record.value.map(<[u8]>::to_vec),
-                };
-                (record.offset, message)
-            }));
+            let records = Records::new(plain).unwrap().map(Result::unwrap);
+            // Small batches may be merged between two reads: the next one then has more before `from`.
+            found.extend(
+                records
+                    .filter(|record| record.offset >= from)
+                    .map(|record| {
+                        let message = Message {
+                            offset: record.offset,
+                            timestamp: record.timestamp,
+                            key: record.key.map(<[u8]>::to_vec),
+                            value: record.value.map(<[u8]>::to_vec),
+                        };
+                        (record.offset, message)
+                    }),
+            );
         }
         from = outcome.next_offset;
         if from >= outcome.end {

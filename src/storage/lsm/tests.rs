@@ -679,6 +679,27 @@ fn cases() -> u32 {
 }
 
 #[test]
+fn a_segment_that_has_left_the_log_is_not_read_while_the_walk_stands_in_it() {
+    let mut shard = Shard::new(Policy::default());
+    shard.append(key(0), 10, 100);
+    let shared = Arc::clone(&shard.open.as_ref().unwrap().shared);
+    let mut reader = LogReader::live(Arc::clone(&shared));
+    assert_eq!(reader.bounds(key(0)).unwrap(), (0, 10));
+    assert!(reader.offset_for_time(key(0), 0).unwrap().is_some());
+    // Whoever looks now must find the same as when the walk has left the segment: there is no sign of that.
+    let (index, end) = (shared.index(), 4 * COMMIT as u64);
+    assert_eq!(index.release(end), 0);
+    for _ in 0..2 {
+        assert_eq!(index.bounds(key(0)), (0, 0));
+        assert_eq!(reader.bounds(key(0)).unwrap(), (0, 0));
+        assert_eq!(reader.message(key(0), 3).unwrap(), None);
+        assert_eq!(reader.offset_for_time(key(0), 0).unwrap(), None);
+        shard.append(key(1), 10, 100);
+    }
+    assert_eq!(reader.bounds(key(1)).unwrap(), (0, 0));
+}
+
+#[test]
 fn flushed_segments_are_used_again_and_the_log_stays_short() {
     let mut shard = Shard::new(Policy::default());
     for i in 0..400 {
