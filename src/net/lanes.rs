@@ -3,7 +3,7 @@
 //!
 //! It does not know how datagrams come in, nor what their buffers are. Invariant: every message of a delivered packet ends
 //! under exactly one counter of its topic (handed to the shard, or dropped by reason), and what raw messages are lost here
-//! leaves a gap in the log. The buffer of a message is the shard's once [`Lanes::hand_over`] has pushed it, else the
+//! leaves a gap in the log. The buffer of a message is the shard's once `Lanes::hand_over` has pushed it, else the
 //! receiver's. Nothing allocates, waits or makes a system call but to wake a shard that sleeps.
 
 use std::sync::Arc;

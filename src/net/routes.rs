@@ -53,7 +53,7 @@ pub struct ServedRoute {
 /// What every receiver knows of the topics.
 #[derive(Debug)]
 pub struct Routes {
-    /// Raw UDP sources; the index in a [`Target`] is one into it.
+    /// Raw UDP sources; the index in a [`Target`](super::Target) is one into it.
     pub raw: Vec<Route>,
     /// Names and ids, for greetings.
     pub table: TopicTable,
