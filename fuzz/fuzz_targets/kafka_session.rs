@@ -52,8 +52,8 @@ const PART: u64 = 16 << 20;
 /// request is in the input as well.
 const MEMORY_MAX: usize = 96 << 20;
 /// What an input may leave when its clients are gone: offsets that it committed, what producers and topics there are,
-/// and tables that have grown for them.
-const LEFT_MAX: usize = 4 << 20;
+/// and tables that have grown for them; and windows of the log, which are kept for later readers for a while.
+const LEFT_MAX: usize = (4 << 20) + LOG_MAX as usize;
 /// Connections at a time.
 const CLIENTS: usize = 3;
 /// Unsent bytes beyond which a connection's requests are not read, as in the server.
