@@ -7,7 +7,7 @@
 # store first, and single messages are read within COLD_MIB of memory, page cache and the stores' own caches of 64 MiB included, by a control
 # group: a store that fits in memory would soon be warm. The stores take turns; each figure is the median of ROUNDS. Builds benches/peers unless PEERS_BENCH names the
 # program: with Debian's RocksDB where librocksdb-dev is installed, else with RocksDB's C++, half an hour of CPU. Needs clang, for its bindings.
-# Settings: ROUNDS (3), MESSAGES (4000000), COLD_MIB (192), BATCH (1000), HOT (100000), DEPTH (8), SECONDS_EACH (5), STORES, BAR (1), DIR.
+# Settings: ROUNDS (3), MESSAGES (4000000), COLD_MIB (256), BATCH (1000), HOT (100000), DEPTH (8), SECONDS_EACH (5), STORES, BAR (1), DIR.
 
 cd "$(dirname "$0")/../.." || exit 2
 # shellcheck source=benches/bars/lib.sh
@@ -66,6 +66,7 @@ measure() {
     local name=$1 store=$2 line
     shift 2
     line=$(${within:+within "$within"} "$PEERS_BENCH" "$store" "$disk/$store" "$@" --messages "${among:-$MESSAGES}")
+    [[ -n $line ]] || die "$store: $name failed${within:+; within $within MiB: COLD_MIB may be too little}"
     echo "round $round: $store $name $line" >&2
     note "$name" "$store" "$(jq .per_s <<<"$line")"
     [[ $name == append ]] && note settled "$store" "$(jq .settled_per_s <<<"$line")"
@@ -80,7 +81,7 @@ for ((round = 1; round <= ROUNDS; round++)); do
     done
     for store in "${stores[@]}"; do
         forget "$store"
-        within=${COLD_MIB:-192} measure point-cold "$store" point --threads "$DEPTH" --seconds "$each"
+        within=${COLD_MIB:-256} measure point-cold "$store" point --threads "$DEPTH" --seconds "$each"
     done
     for store in "${stores[@]}"; do
         among=$HOT measure point-hot "$store" point --warm --seconds "$each"
