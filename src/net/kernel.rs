@@ -293,7 +293,7 @@ impl KernelWorker {
         let data = self.pool.payload(buffer);
         // SAFETY: the buffer is this worker's and holds `len` bytes of payload.
         let payload = unsafe { std::slice::from_raw_parts(data, len) };
-        let counters = Arc::clone(&self.ports[port].counters);
+        let counters = &self.ports[port].counters;
         let (Ok(request), true) = (Request::decode(payload), answerable(way)) else {
             counters.count_dropped(DropReason::BadDatagram);
             return false;
