@@ -37,6 +37,22 @@ verdict() {
     awk -v f="$2" -v b="$3" -v most="${4:-}" 'BEGIN { exit !(most == "" ? f >= b : f <= b) }'
 }
 
+# Takes the files of a folder out of the page cache; other programs' pages stay.
+forget() {
+    sync -f "$1"
+    find "$1" -type f -exec dd if={} iflag=nocache count=0 status=none \;
+}
+
+# built NAME CARGO-COMMAND...: builds, and prints the path of the program of that name. The command is to have --message-format=json.
+built() {
+    local name=$1 path
+    shift
+    command -v jq >/dev/null || die "needs jq (apt-get install jq)"
+    path=$("$@" | jq -r --arg name "$name" 'select(.executable != null and .target.name == $name) | .executable' | tail -n 1)
+    [[ -x $path ]] || die "cargo built no '$name'"
+    echo "$path"
+}
+
 # wait_for SECONDS COMMAND...: until it succeeds.
 wait_for() {
     local end=$((SECONDS + $1))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the bars of the store share, behind lib.sh: the bench, a folder on the disk, a dropped page cache, fio's figures.
+# What the bars of the store share, behind lib.sh: the bench, a folder on the disk, fio's figures.
 
 command -v fio >/dev/null || die "needs fio (apt-get install fio)"
 command -v jq >/dev/null || die "needs jq (apt-get install jq)"
@@ -9,17 +9,8 @@ mkdir -p "$DIR"
 disk=$(mktemp -d "$DIR/lsm-bar.XXXXXX")
 UNDO+=("rm -rf '$disk'")
 
-if [[ -z ${LSM_BENCH:-} ]]; then
-    LSM_BENCH=$(cargo build --release --bench lsm --message-format=json |
-        jq -r 'select(.executable != null and .target.name == "lsm") | .executable' | tail -n 1)
-fi
-[[ -x $LSM_BENCH ]] || die "cargo built no bench 'lsm'"
-
-# Takes the files of a folder out of the page cache; other programs' pages stay.
-forget() {
-    sync -f "$1"
-    find "$1" -type f -exec dd if={} iflag=nocache count=0 status=none \;
-}
+[[ -n ${LSM_BENCH:-} ]] || LSM_BENCH=$(built lsm cargo build --release --bench lsm --message-format=json)
+[[ -x $LSM_BENCH ]] || die "no program $LSM_BENCH"
 
 # figure JSON-KEY COMMAND...: a number of what the bench prints.
 figure() {

@@ -30,16 +30,10 @@ if [[ -z ${PEERS_BENCH:-} ]]; then
     [[ -n ${ROCKSDB_LIB_DIR:-} || ! -e $packaged/librocksdb.so ]] || export ROCKSDB_LIB_DIR=$packaged
     # A library older than the bindings lacks this function, which is not called here.
     [[ -z ${ROCKSDB_LIB_DIR:-} ]] || lax=(-C "link-arg=-Wl,--defsym=rocksdb_write_buffer_manager_destroy=main")
-    PEERS_BENCH=$(cargo rustc --release --locked --manifest-path benches/peers/Cargo.toml --message-format=json -- "${lax[@]}" |
-        jq -r 'select(.executable != null and .target.name == "taffrail-peers") | .executable' | tail -n 1)
+    PEERS_BENCH=$(built taffrail-peers cargo rustc --release --locked --manifest-path benches/peers/Cargo.toml \
+        --message-format=json -- "${lax[@]}")
 fi
-[[ -x $PEERS_BENCH ]] || die "cargo built no 'taffrail-peers'"
-
-# forget STORE: takes its files out of the page cache.
-forget() {
-    sync -f "$disk/$1"
-    find "$disk/$1" -type f -exec dd if={} iflag=nocache count=0 status=none \;
-}
+[[ -x $PEERS_BENCH ]] || die "no program $PEERS_BENCH"
 
 # within MIB COMMAND: runs it in a control group of so much memory.
 within() {
@@ -80,7 +74,7 @@ for ((round = 1; round <= ROUNDS; round++)); do
         echo "round $round: $store $(du -sm --apparent-size "$disk/$store" | cut -f 1) MiB on disk" >&2
     done
     for store in "${stores[@]}"; do
-        forget "$store"
+        forget "$disk/$store"
         within=${COLD_MIB:-256} measure point-cold "$store" point --threads "$DEPTH" --seconds "$each"
     done
     for store in "${stores[@]}"; do
@@ -88,7 +82,7 @@ for ((round = 1; round <= ROUNDS; round++)); do
     done
     for store in "${stores[@]}"; do measure key "$store" key --seconds "$each"; done
     for store in "${stores[@]}"; do
-        forget "$store"
+        forget "$disk/$store"
         measure scan-cold "$store" scan
     done
     for store in "${stores[@]}"; do measure scan-memory "$store" scan --passes 3; done

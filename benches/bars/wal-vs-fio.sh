@@ -25,9 +25,7 @@ UNDO+=("rm -rf '$disk'")
 # The log's staging buffer lies in huge pages, as the server's does: its writes are a tenth to a third faster from there.
 need_hugepages 64
 
-BENCH=$(cargo build --release --bench wal --message-format=json |
-    jq -r 'select(.executable != null and .target.name == "wal") | .executable' | tail -n 1)
-[[ -x $BENCH ]] || die "cargo built no bench 'wal'"
+BENCH=$(built wal cargo build --release --bench wal --message-format=json)
 # Batches of a quarter commit: four fill a frame all but its padding.
 BATCH=$((COMMIT / 4 - 64))
 
