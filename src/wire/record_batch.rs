@@ -266,8 +266,9 @@ pub(crate) fn validate_records(header: &BatchHeader, records: &[u8]) -> Result<(
         return Err(wrong_count(header));
     }
     let mut walk = Records::over(header, records);
-    for record in walk.by_ref() {
-        record?;
+    // Not by the iterator: what it makes of each record would have to be made, and is not needed.
+    for index in 0..header.records_count {
+        walk.record().ok_or(BatchError::Record { index })?;
     }
     if walk.rest.is_empty() {
         Ok(())
@@ -384,6 +385,15 @@ impl<'a> Record<'a> {
         self.fields
     }
 
+    #[inline]
+    pub(crate) fn encoded(&self) -> Encoded<'a> {
+        Encoded {
+            offset: self.offset,
+            timestamp: self.timestamp,
+            fields: self.fields,
+        }
+    }
+
     /// The record's headers: names and values.
     pub fn headers(&self) -> RecordHeaders<'a> {
         RecordHeaders {
@@ -391,6 +401,15 @@ impl<'a> Record<'a> {
             left: self.header_count,
         }
     }
+}
+
+/// A record whose fields were not looked into.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Encoded<'a> {
+    pub(crate) offset: i64,
+    pub(crate) timestamp: i64,
+    /// As [`Record::fields`].
+    pub(crate) fields: &'a [u8],
 }
 
 /// Iterates over the headers of a record; ends early where they are malformed.
@@ -490,19 +509,42 @@ impl<'a> Records<'a> {
         }
     }
 
-    #[inline]
-    fn record(&mut self) -> Option<Record<'a>> {
+    /// The next record, of a batch that was validated: what its fields hold is not checked again. `None` at the end, and where
+    /// the batch is not valid.
+    #[inline(always)]
+    pub(crate) fn encoded(&mut self) -> Option<Encoded<'a>> {
+        if self.index >= self.count {
+            return None;
+        }
+        self.index += 1;
         let mut outer = Cursor(self.rest);
         let length = usize::try_from(outer.varint()?).ok()?;
-        let body = outer.take(length)?;
-        let mut cursor = Cursor(body);
+        let mut cursor = Cursor(outer.take(length)?);
         cursor.take(1)?; // attributes: none are defined
         let timestamp_delta = cursor.varint()?;
         let offset_delta = cursor.varint()?;
         if offset_delta < self.next_delta || offset_delta > self.last_delta {
             return None;
         }
-        let fields = cursor.0;
+        self.rest = outer.0;
+        self.next_delta = offset_delta + 1;
+        Some(Encoded {
+            offset: self.base_offset.wrapping_add(offset_delta),
+            timestamp: self
+                .append_time
+                .unwrap_or_else(|| self.base_timestamp.wrapping_add(timestamp_delta)),
+            fields: cursor.0,
+        })
+    }
+
+    #[inline(always)]
+    fn record(&mut self) -> Option<Record<'a>> {
+        let Encoded {
+            offset,
+            timestamp,
+            fields,
+        } = self.encoded()?;
+        let mut cursor = Cursor(fields);
         let key = cursor.bytes()?;
         let value = cursor.bytes()?;
         let header_count = i32::try_from(cursor.varint()?).ok().filter(|&n| n >= 0)?;
@@ -514,13 +556,9 @@ impl<'a> Records<'a> {
         if !cursor.0.is_empty() {
             return None;
         }
-        self.rest = outer.0;
-        self.next_delta = offset_delta + 1;
         Some(Record {
-            offset: self.base_offset.wrapping_add(offset_delta),
-            timestamp: self
-                .append_time
-                .unwrap_or_else(|| self.base_timestamp.wrapping_add(timestamp_delta)),
+            offset,
+            timestamp,
             key,
             value,
             fields,
@@ -538,14 +576,12 @@ impl<'a> Iterator for Records<'a> {
         if self.index >= self.count {
             return None;
         }
+        let index = self.index;
         let record = self.record();
-        let result = record.ok_or(BatchError::Record { index: self.index });
-        self.index = if result.is_ok() {
-            self.index + 1
-        } else {
-            self.count
-        };
-        Some(result)
+        if record.is_none() {
+            self.index = self.count;
+        }
+        Some(record.ok_or(BatchError::Record { index }))
     }
 }
 

@@ -14,8 +14,8 @@
 use super::codec::{self, Codec, CodecError, Compressor, Decompressor};
 use super::effect::Effect;
 use crate::wire::record_batch::{
-    self, BatchError, BatchHeader, CODEC_MASK, DELETE_HORIZON, HEADER_LEN, LOG_APPEND_TIME, MAGIC,
-    Record, Records,
+    self, BatchError, BatchHeader, CODEC_MASK, DELETE_HORIZON, Encoded, HEADER_LEN,
+    LOG_APPEND_TIME, MAGIC, Record, Records,
 };
 use crate::wire::varint;
 
@@ -72,8 +72,9 @@ pub struct Rebatcher {
     compressor: Compressor,
     decompressor: Decompressor,
     target: usize,
-    /// Room for a header, then the records of `run`.
+    /// Room for a header, then the records of `run`, to before byte `used`.
     gathered: Vec<u8>,
+    used: usize,
     run: Option<Run>,
     /// Where the next batch may begin.
     expected: i64,
@@ -92,6 +93,7 @@ impl Rebatcher {
             decompressor: Decompressor::default(),
             target,
             gathered: vec![0; HEADER_LEN],
+            used: HEADER_LEN,
             run: None,
             expected: i64::MIN,
             plain: Vec::new(),
@@ -127,13 +129,13 @@ impl Rebatcher {
             && match header.codec() {
                 0 if self.is_done(batch.len(), out) => false,
                 0 => {
-                    self.gather(&header, batch, horizon, |_| true, out)?;
+                    self.gather(&header, batch, horizon, out)?;
                     true
                 }
                 _ => {
                     self.unpack(batch) && {
                         let plain = std::mem::take(&mut self.plain);
-                        let gathered = self.gather(&header, &plain, horizon, |_| true, out);
+                        let gathered = self.gather(&header, &plain, horizon, out);
                         self.plain = plain;
                         gathered?;
                         self.keep_lone(&header, batch);
@@ -164,7 +166,7 @@ impl Rebatcher {
         let result = (|| {
             self.decompressor
                 .decompress(batch, codec::MAX_PLAIN, &mut plain)?;
-            self.gather(&header, &plain, horizon, keep, out)?;
+            self.gather_some(&header, &plain, horizon, keep, out)?;
             self.expected = header.next_offset();
             Ok(())
         })();
@@ -244,8 +246,29 @@ impl Rebatcher {
         plain && self.plain.len() - HEADER_LEN < done
     }
 
-    /// Appends the records of a plain, validated batch that `keep` wants.
+    /// Appends the records of a plain, validated batch.
     fn gather(
+        &mut self,
+        header: &BatchHeader,
+        batch: &[u8],
+        horizon: Option<i64>,
+        out: &mut impl FnMut(&[u8]),
+    ) -> Result<(), BatchError> {
+        let mut records = Records::new(batch)?;
+        self.begin_batch(header, horizon, out);
+        // The first record of a batch that begins a run takes the batch's base offset, so that a gap
+        // before it is kept.
+        let mut base_offset = Some(header.base_offset);
+        while let Some(record) = records.encoded() {
+            let base = base_offset.take().unwrap_or(record.offset);
+            self.add(&record, base, header, horizon, out);
+        }
+        self.end_batch(header);
+        Ok(())
+    }
+
+    /// As [`Rebatcher::gather`], of those records that `keep` wants.
+    fn gather_some(
         &mut self,
         header: &BatchHeader,
         batch: &[u8],
@@ -253,6 +276,29 @@ impl Rebatcher {
         mut keep: impl FnMut(&Record) -> bool,
         out: &mut impl FnMut(&[u8]),
     ) -> Result<(), BatchError> {
+        let records = Records::new(batch)?;
+        self.begin_batch(header, horizon, out);
+        let mut base_offset = Some(header.base_offset);
+        for record in records {
+            let record = record?;
+            if !keep(&record) {
+                base_offset = None;
+                continue;
+            }
+            let base = base_offset.take().unwrap_or(record.offset);
+            self.add(&record.encoded(), base, header, horizon, out);
+        }
+        self.end_batch(header);
+        Ok(())
+    }
+
+    /// Makes way for a batch that does not fit the run.
+    fn begin_batch(
+        &mut self,
+        header: &BatchHeader,
+        horizon: Option<i64>,
+        out: &mut impl FnMut(&[u8]),
+    ) {
         let fits = self.run.is_some_and(|run| {
             run.append_time == header.append_time()
                 // Tombstones would have to wait for later ones beside them.
@@ -262,55 +308,60 @@ impl Rebatcher {
         if !fits {
             self.emit(out);
         }
-        // The first record of a batch that begins a run takes the batch's base offset, so that a gap
-        // before it is kept.
-        let mut base_offset = Some(header.base_offset);
-        for record in Records::new(batch)? {
-            let record = record?;
-            if !keep(&record) {
-                base_offset = None;
-                continue;
-            }
-            let base = base_offset.take().unwrap_or(record.offset);
-            let room = self.target.saturating_sub(self.gathered.len() - HEADER_LEN);
-            if PREFIX_MAX + record.fields().len() > room {
-                self.emit(out);
-            }
-            let run = self.run.get_or_insert(Run {
-                base_offset: base,
-                next_offset: base,
-                base_timestamp: horizon.unwrap_or(record.timestamp),
-                max_timestamp: record.timestamp,
-                append_time: header.append_time(),
-                horizon,
-                count: 0,
-            });
-            let timestamp_delta = record.timestamp.wrapping_sub(run.base_timestamp);
-            let offset_delta = record.offset - run.base_offset;
-            let body = 1
-                + varint::len(timestamp_delta)
-                + varint::len(offset_delta)
-                + record.fields().len();
-            let mut prefix = [0; PREFIX_MAX];
-            let mut at = varint::put(&mut prefix, body as i64);
-            at += 1; // attributes: none are defined
-            at += varint::put(&mut prefix[at..], timestamp_delta);
-            at += varint::put(&mut prefix[at..], offset_delta);
-            self.lone.clear();
-            self.gathered.extend_from_slice(&prefix[..at]);
-            self.gathered.extend_from_slice(record.fields());
-            run.next_offset = record.offset + 1;
-            run.max_timestamp = run.max_timestamp.max(record.timestamp);
-            run.count += 1;
+    }
+
+    /// Appends a record; a run that begins with it begins at `base`.
+    #[inline(always)]
+    fn add(
+        &mut self,
+        record: &Encoded<'_>,
+        base: i64,
+        header: &BatchHeader,
+        horizon: Option<i64>,
+        out: &mut impl FnMut(&[u8]),
+    ) {
+        let most = PREFIX_MAX + record.fields.len();
+        if most > (HEADER_LEN + self.target).saturating_sub(self.used) {
+            self.emit(out);
         }
-        // A gap behind the last record is kept, too.
+        let run = self.run.get_or_insert(Run {
+            base_offset: base,
+            next_offset: base,
+            base_timestamp: horizon.unwrap_or(record.timestamp),
+            max_timestamp: record.timestamp,
+            append_time: header.append_time(),
+            horizon,
+            count: 0,
+        });
+        let timestamp_delta = record.timestamp.wrapping_sub(run.base_timestamp);
+        let offset_delta = record.offset - run.base_offset;
+        let body =
+            1 + varint::len(timestamp_delta) + varint::len(offset_delta) + record.fields.len();
+        if self.gathered.len() < self.used + most {
+            self.gathered.resize(self.used + most, 0);
+        }
+        let room = &mut self.gathered[self.used..self.used + most];
+        let mut at = varint::put(room, body as i64);
+        room[at] = 0; // attributes: none are defined
+        at += 1;
+        at += varint::put(&mut room[at..], timestamp_delta);
+        at += varint::put(&mut room[at..], offset_delta);
+        room[at..][..record.fields.len()].copy_from_slice(record.fields);
+        self.used += at + record.fields.len();
+        self.lone.clear();
+        run.next_offset = record.offset + 1;
+        run.max_timestamp = run.max_timestamp.max(record.timestamp);
+        run.count += 1;
+    }
+
+    /// A gap behind the last record is kept, too.
+    fn end_batch(&mut self, header: &BatchHeader) {
         if let Some(run) = &mut self.run
             && run.next_offset != header.next_offset()
         {
             run.next_offset = header.next_offset();
             self.lone.clear();
         }
-        Ok(())
     }
 
     fn emit(&mut self, out: &mut impl FnMut(&[u8])) {
@@ -334,19 +385,20 @@ impl Rebatcher {
             base_sequence: -1,
             records_count: run.count,
         };
-        let records = self.gathered.len() - HEADER_LEN;
+        let gathered = &mut self.gathered[..self.used];
+        let records = gathered.len() - HEADER_LEN;
         if !self.lone.is_empty() {
             out(&self.lone);
             self.lone.clear();
         } else if self.compressor.codec() != Codec::None && self.effect.passes(records) {
-            out(codec::uncompressed(&header, &mut self.gathered));
+            out(codec::uncompressed(&header, gathered));
         } else {
-            let batch = self.compressor.batch(&header, &mut self.gathered);
+            let batch = self.compressor.batch(&header, gathered);
             self.effect
                 .tried(records, batch.len() < HEADER_LEN + records);
             out(batch);
         }
-        self.gathered.truncate(HEADER_LEN);
+        self.used = HEADER_LEN;
     }
 }
 
