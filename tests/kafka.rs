@@ -277,6 +277,33 @@ fn of_many_connections_the_idle_ones_are_closed() {
     }
 }
 
+/// A peer that is gone without a word is found before the idle limit, by probes that thousands of connections do not send
+/// in the same moment.
+#[test]
+fn a_silent_connection_is_probed_after_minutes() {
+    let kafka = Kafka::start("");
+    let address: std::net::SocketAddr = kafka.address.parse().unwrap();
+    let mut connection = Connection::open(address).unwrap();
+    let client = connection.stream().local_addr().unwrap();
+    // Ports in hexadecimal, the state "established", then which timer runs (2: keep-alive) and for how many hundredths of a second.
+    let ends = |line: &str| {
+        let mut words = line.split_whitespace().skip(1);
+        let port = |end: &str| u16::from_str_radix(end.split(':').nth(1)?, 16).ok();
+        let (local, remote) = (port(words.next()?)?, port(words.next()?)?);
+        let timer = words.nth(2)?.strip_prefix("02:")?;
+        let left = u64::from_str_radix(timer, 16).ok()?;
+        ((local, remote) == (address.port(), client.port())).then_some(left)
+    };
+    let mut left = None;
+    wait_until("the connection has its timer", || {
+        let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        left = sockets.lines().find_map(ends);
+        left.is_some()
+    });
+    let seconds = left.unwrap() / 100;
+    assert!((120..=300).contains(&seconds), "{seconds} s");
+}
+
 /// In every version: the broker's settings with their sources, those that are asked for, and why others are not to be
 /// had; no request changes them.
 #[test]
