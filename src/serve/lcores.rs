@@ -12,8 +12,9 @@ use crate::memory::wake::Wake;
 use crate::net::rx::RxWorker;
 use crate::shard::{CloseError, Now, ROUND_MESSAGES, Shard};
 
-/// How long a loop sleeps that messages wake: what adding a partition, which wakes nobody, waits for.
-const BELL_SLEEP: Duration = Duration::from_millis(1);
+/// How long a loop sleeps that messages and changes wake: what the beginning of a stop, which wakes nobody, waits for. A
+/// thousandth of a CPU; 1 ms was a hundredth.
+const BELL_SLEEP: Duration = Duration::from_millis(20);
 
 /// How long it sleeps while commits are on their way, whose ends wake it: the linger of what waits behind them, which
 /// wakes nobody, may come late by so much.

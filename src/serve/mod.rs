@@ -94,6 +94,7 @@ pub fn serve(config: &Config, file: &Path) -> Result<Summary, Error> {
     let receivers = rx_lcores.len() + usize::from(kernel.is_some());
     let mut links: Vec<Vec<ShardLink>> = (0..receivers).map(|_| Vec::new()).collect();
     let mut shards = Vec::with_capacity(store.shards.len());
+    let mut bell_of_shard = Vec::with_capacity(store.shards.len());
     // Threads of Kafka's protocol have their rings behind those of the receivers.
     let mut kafka = kafka::Wiring::new(config.kafka.as_ref())?;
     // Whoever waits for messages at the control socket.
@@ -107,6 +108,7 @@ pub fn serve(config: &Config, file: &Path) -> Result<Summary, Error> {
             .iter()
             .position(|lcore| lcore.shards.iter().any(|&s| usize::from(s) == shard));
         let bell = lcore.and_then(|lcore| bells[lcore].as_ref());
+        bell_of_shard.push(bell.cloned());
         for link in &mut links {
             let (out, input) = spsc::ring::<Inbound>(INBOUND_SLOTS);
             let (outlet, acks) = spsc::ring::<Ack>(ACK_SLOTS);
@@ -137,7 +139,8 @@ pub fn serve(config: &Config, file: &Path) -> Result<Summary, Error> {
             release,
         )));
     }
-    let controls = shards.iter().flatten().map(Shard::control).collect();
+    let controls = shards.iter().flatten().zip(bell_of_shard);
+    let controls = controls.map(|(shard, bell)| shard.control(bell)).collect();
     let partitions: Vec<_> = shards
         .iter()
         .flatten()

@@ -13,6 +13,7 @@ use crossbeam_queue::ArrayQueue;
 
 use super::partition::{Limits, NewPartition, PartitionStats, Tables};
 use super::shard::MAX_PARTITIONS;
+use crate::memory::wake::Wake;
 use crate::storage::PartitionKey;
 
 /// Changes on their way at most.
@@ -72,10 +73,17 @@ pub struct ShardControl {
     on_their_way: usize,
     /// What retired partitions' late messages are counted in; nobody reads it.
     retired: Arc<PartitionStats>,
+    /// Wakes the shard's loop, where that sleeps until it is woken.
+    bell: Option<Arc<Wake>>,
 }
 
 impl ShardControl {
-    pub(crate) fn new(changes: Arc<Changes>, limits: Limits, partitions: usize) -> Self {
+    pub(crate) fn new(
+        changes: Arc<Changes>,
+        limits: Limits,
+        partitions: usize,
+        bell: Option<Arc<Wake>>,
+    ) -> Self {
         Self {
             changes,
             limits,
@@ -83,6 +91,7 @@ impl ShardControl {
             capacity: partitions,
             on_their_way: 0,
             retired: Arc::default(),
+            bell,
         }
     }
 
@@ -162,5 +171,8 @@ impl ShardControl {
         self.on_their_way += 1;
         let pushed = self.changes.asked.push(Box::new(change));
         debug_assert!(pushed.is_ok(), "reserve found room");
+        if let Some(bell) = &self.bell {
+            bell.wake();
+        }
     }
 }

@@ -224,16 +224,17 @@ impl<R: Release> Shard<R> {
         self.core.partitions.shared_stats()
     }
 
-    /// Adds and retires its partitions. To be called once, before the shard runs.
+    /// Adds and retires its partitions; `bell` wakes its loop. To be called once, before the shard runs.
     ///
     /// # Panics
     /// When the shard has been closed.
-    pub fn control(&self) -> ShardControl {
+    pub fn control(&self, bell: Option<Arc<Wake>>) -> ShardControl {
         let wal = self.wal.as_ref().expect("the shard is open");
         ShardControl::new(
             Arc::clone(&self.core.changes),
             limits(wal),
             self.core.partitions.len(),
+            bell,
         )
     }
 

@@ -173,7 +173,7 @@ impl Bench {
             inputs,
             acks,
             gaps,
-            control: shard.control(),
+            control: shard.control(None),
             link,
             shard,
             contents,
