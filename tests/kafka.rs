@@ -204,6 +204,94 @@ fn kcat_produces_lists_and_consumes() {
     assert_eq!(tail, "value 998\nvalue 999\n");
 }
 
+/// Batches that stay where their request was read, such as are copied, and such as get the server's time; requests behind
+/// one another, and the beginning of the next one behind each.
+#[test]
+fn large_batches_are_stored_as_they_came() {
+    use kafka_protocol::messages::CreateTopicsRequest;
+    use kafka_protocol::messages::create_topics_request::{CreatableTopic, CreatableTopicConfig};
+    let kafka = Kafka::start("");
+    let mut client = Connection::open(kafka.address.parse().unwrap()).unwrap();
+    let topic = |name, time| {
+        let config = CreatableTopicConfig::default()
+            .with_name(StrBytes::from_static_str("message.timestamp.type"))
+            .with_value(Some(StrBytes::from_static_str(time)));
+        CreatableTopic::default()
+            .with_name(TopicName(StrBytes::from_static_str(name)))
+            .with_num_partitions(2)
+            .with_replication_factor(1)
+            .with_configs(vec![config])
+    };
+    let topics = vec![
+        topic("sent", "CreateTime"),
+        topic("stamped", "LogAppendTime"),
+    ];
+    let request = CreateTopicsRequest::default()
+        .with_topics(topics)
+        .with_timeout_ms(30_000);
+    let created = client.call(5, &request).unwrap();
+    assert!(created.topics.iter().all(|topic| topic.error_code == 0));
+
+    let value = |request: usize, partition: usize, record: usize| {
+        let mut value = format!("{request} {partition} {record} ").into_bytes();
+        value.resize(1000, b'a' + (request + record) as u8 % 26);
+        value
+    };
+    // Records of the batch for each partition: one large one, two of a half, a small one behind a large one.
+    let shapes: [&[usize]; 4] = [&[120], &[40, 40], &[90, 1], &[33]];
+    let (mut requests, mut expected) = (Vec::new(), [Vec::new(), Vec::new()]);
+    for number in 0..24 {
+        let parts = shapes[number % shapes.len()].iter().enumerate();
+        let parts = parts.map(|(partition, &records)| {
+            let mut bytes = vec![0; 200 + records * 1100];
+            let mut writer = BatchWriter::new(&mut bytes, 0);
+            for record in 0..records {
+                let value = value(number, partition, record);
+                writer.push(0, None, Some(&value)).unwrap();
+                expected[partition].push(value);
+            }
+            let len = writer.finish(0);
+            PartitionProduceData::default()
+                .with_index(partition as i32)
+                .with_records(Some(bytes::Bytes::copy_from_slice(&bytes[..len])))
+        });
+        let parts: Vec<_> = parts.collect();
+        let data = ["sent", "stamped"].map(|name| {
+            TopicProduceData::default()
+                .with_name(TopicName(StrBytes::from_static_str(name)))
+                .with_partition_data(parts.clone())
+        });
+        requests.extend(data.map(|data| {
+            ProduceRequest::default()
+                .with_acks(-1)
+                .with_timeout_ms(30_000)
+                .with_topic_data(vec![data])
+        }));
+    }
+    for answer in client.call_all(7, &requests).unwrap() {
+        let parts = &answer.responses[0].partition_responses;
+        assert!(parts.iter().all(|part| part.error_code == 0), "{parts:?}");
+    }
+    for topic in ["sent", "stamped"] {
+        for (partition, expected) in (0..).zip(&expected) {
+            let stored = kafka.server.values(topic, partition, 0);
+            assert_eq!(stored.len(), expected.len());
+            for ((offset, value), (place, sent)) in stored.iter().zip((0..).zip(expected)) {
+                assert!(
+                    (*offset, value) == (place, sent),
+                    "{topic} {partition} {place}"
+                );
+            }
+        }
+        let times = ["-C", "-t", topic, "-p", "0", "-e", "-q", "-f", "%T\n"];
+        let times = kafka.kcat(&times, "");
+        assert!(times.lines().all(|time| (time == "0") == (topic == "sent")));
+        assert_eq!(times.lines().count(), expected[0].len());
+    }
+    let stats = kafka.server.stats();
+    assert_eq!(stats.imbalances(), Vec::<String>::new());
+}
+
 /// Refused batches are counted, and what came beside them without an acknowledgement is stored.
 #[test]
 fn what_is_refused_is_counted() {

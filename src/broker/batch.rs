@@ -104,16 +104,12 @@ impl Refused {
     }
 }
 
-/// Checks the records of one partition of a Produce request of `version`, `now` in Unix milliseconds. Where the
-/// topic has the broker's time, it is written into the batch.
+/// Checks the records of one partition of a Produce request of `version`, `now` in Unix milliseconds; gives the header that
+/// the batch is to have. Where that is not its own, it has to be written into it ([`record_batch::write_header`]): with
+/// the broker's time, or without its mark.
 ///
-/// Costs a pass for the CRC (two with the broker's time) and, for plain batches, one over the records.
-pub fn admit(
-    records: &mut [u8],
-    version: i16,
-    rules: &Rules,
-    now: i64,
-) -> Result<BatchHeader, Refused> {
+/// Costs a pass for the CRC and, for plain batches, one over the records.
+pub fn admit(records: &[u8], version: i16, rules: &Rules, now: i64) -> Result<Admitted, Refused> {
     if records.is_empty() {
         return Err(Refused::Invalid(
             "a partition of a Produce request has exactly one record batch, not none".to_owned(),
@@ -177,7 +173,20 @@ pub fn admit(
             return Err(Refused::Keyless(keyless));
         }
     }
-    stamp(records, header, rules, now)
+    let stamped = stamp(records, header, rules, now)?;
+    Ok(Admitted {
+        changed: stamped != header,
+        header: stamped,
+    })
+}
+
+/// A batch that may be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Admitted {
+    /// The header that it is stored with.
+    pub header: BatchHeader,
+    /// It came with another one.
+    pub changed: bool,
 }
 
 /// Places of the records of which something is so; of a compressed batch, whose records are not read, none.
@@ -191,22 +200,20 @@ fn places(batch: &[u8], header: &BatchHeader, mut so: impl FnMut(&Record<'_>) ->
     found.map(|(place, _)| place).collect()
 }
 
-/// Checks the batch's times, or sets the broker's.
+/// Checks the batch's times, or sets the broker's; gives the header that it is to have.
 fn stamp(
-    records: &mut [u8],
+    records: &[u8],
     header: BatchHeader,
     rules: &Rules,
     now: i64,
 ) -> Result<BatchHeader, Refused> {
     let marked = header.attributes & LOG_APPEND_TIME != 0;
     if rules.append_time {
-        let header = BatchHeader {
+        return Ok(BatchHeader {
             attributes: header.attributes | LOG_APPEND_TIME,
             max_timestamp: now,
             ..header
-        };
-        record_batch::write_header(records, &header);
-        return Ok(header);
+        });
     }
     if rules.before_ms < i64::MAX || rules.after_ms < i64::MAX {
         let far = |time: i64| {
@@ -228,12 +235,10 @@ fn stamp(
     }
     if marked {
         // The broker's mark on a topic that has the producer's time: as Kafka, without it.
-        let header = BatchHeader {
+        return Ok(BatchHeader {
             attributes: header.attributes & !LOG_APPEND_TIME,
             ..header
-        };
-        record_batch::write_header(records, &header);
-        return Ok(header);
+        });
     }
     Ok(header)
 }
@@ -272,13 +277,19 @@ mod tests {
         batch
     }
 
+    /// The header of a batch that is taken, as it is with the changes that are asked for.
     fn take(batch: &[u8], rules: &Rules) -> Result<BatchHeader, Refused> {
+        let Admitted { header, changed } = admit(batch, 9, rules, NOW)?;
         let mut batch = batch.to_vec();
-        let header = admit(&mut batch, 9, rules, NOW)?;
+        if changed {
+            record_batch::write_header(&mut batch, &header);
+        }
+        let stored = record_batch::validate(&batch).unwrap();
         assert_eq!(
-            record_batch::validate(&batch).unwrap().attributes,
-            header.attributes
+            BatchHeader { crc: 0, ..stored },
+            BatchHeader { crc: 0, ..header }
         );
+        assert_eq!(changed, stored.crc != header.crc);
         Ok(header)
     }
 
@@ -293,8 +304,8 @@ mod tests {
             take(&with(|h| h.attributes = 5), &rules),
             Err(Refused::Codec(5))
         );
-        let mut zstd = with(|h| h.attributes = ZSTD);
-        assert_eq!(admit(&mut zstd, 6, &rules, NOW), Err(Refused::Codec(ZSTD)));
+        let zstd = with(|h| h.attributes = ZSTD);
+        assert_eq!(admit(&zstd, 6, &rules, NOW), Err(Refused::Codec(ZSTD)));
     }
 
     #[test]
@@ -412,8 +423,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_refused_or_taken_without_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..300), version in 0i16..12) {
-            let _ = admit(&mut bytes, version, &Rules::default(), NOW);
+        fn any_bytes_are_refused_or_taken_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), version in 0i16..12) {
+            let _ = admit(&bytes, version, &Rules::default(), NOW);
         }
     }
 }

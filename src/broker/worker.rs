@@ -381,6 +381,8 @@ pub struct Worker {
     sent: HashMap<u64, Sent, foldhash::fast::RandomState>,
     on_their_way: Charge,
     on_their_way_max: u64,
+    /// What is being read, where batches may stay in it.
+    input: Option<Arc<Vec<u8>>>,
     unsent: Charge,
     unsent_max: u64,
     next_unanswered: u64,
@@ -445,12 +447,28 @@ impl Worker {
             unsent: answers.charge(),
             unsent_max: answers.bytes(),
             next_unanswered: 0,
+            input: None,
             turn: 0,
             completed: Vec::new(),
             answers: Vec::new(),
             appends: VecDeque::new(),
             appending: HashMap::default(),
         }
+    }
+
+    /// As [`Worker::received`], of the input behind its first `consumed` bytes; a batch that is most of it goes to its shard
+    /// without a copy, so that others may have the memory, too, afterwards.
+    pub fn received_whole(
+        &mut self,
+        connection: &mut Connection,
+        input: &Arc<Vec<u8>>,
+        consumed: usize,
+        now: Now,
+    ) -> Result<Received, Close> {
+        self.input = Some(Arc::clone(input));
+        let received = self.received(connection, &input[consumed..], now);
+        self.input = None;
+        received
     }
 
     /// Begins the requests in `input`, as many as may be begun.
@@ -892,18 +910,21 @@ impl Worker {
                     Some("the topic is the server's own".to_owned()),
                 )),
                 Some((topic, place)) => {
-                    let mut buffer = BatchBuffer::new(part.records);
                     let mut rules = topic.rules;
                     rules.max_bytes = rules
                         .max_bytes
                         .min(self.links[usize::from(place.shard)].link.max_batch);
-                    match batch::admit(buffer.batch_mut(), header.version, &rules, now_ms) {
-                        Ok(admitted) => {
-                            let append_time = admitted.append_time().unwrap_or(-1);
+                    match batch::admit(part.records, header.version, &rules, now_ms) {
+                        Ok(batch::Admitted { header, changed }) => {
+                            let mut buffer = self.buffer(part.records);
+                            if changed {
+                                record_batch::write_header(buffer.batch_mut(), &header);
+                            }
+                            let append_time = header.append_time().unwrap_or(-1);
                             batches.push((number, place, buffer, append_time));
                             self.broker
                                 .topics
-                                .received(place, admitted.records_count.max(0) as u64);
+                                .received(place, header.records_count.max(0) as u64);
                             None
                         }
                         Err(reason) => Some(PartResult::refused(&reason)),
@@ -958,6 +979,15 @@ impl Worker {
         done
     }
 
+    /// A batch of the request that is being read: where it lies, if that is most of the memory it lies in.
+    fn buffer(&self, batch: &[u8]) -> BatchBuffer {
+        self.input
+            .as_ref()
+            .filter(|input| batch.len() >= input.capacity() / 2)
+            .and_then(|input| BatchBuffer::part(input, batch))
+            .unwrap_or_else(|| BatchBuffer::new(batch))
+    }
+
     /// Hands a batch to its shard, which has room for it.
     fn send(
         &mut self,
@@ -968,7 +998,7 @@ impl Worker {
         acks: i8,
         now: Now,
     ) {
-        let bytes = buffer.batch().len();
+        let bytes = buffer.held();
         let batches = &mut self.links[usize::from(place.shard)].link.batches;
         let sent = batches.send(buffer, tag, place.local, now.unix_ns, acks);
         if sent.is_err() {

@@ -64,6 +64,24 @@ struct Sweep {
     starved: bool,
 }
 
+/// What a connection has read.
+#[derive(Clone, Copy)]
+enum Input<'a> {
+    /// Memory that is used again.
+    Read(&'a [u8]),
+    /// Memory that a large request has for itself.
+    Whole(&'a Arc<Vec<u8>>),
+}
+
+impl<'a> Input<'a> {
+    fn bytes(self) -> &'a [u8] {
+        match self {
+            Input::Read(bytes) => bytes,
+            Input::Whole(bytes) => bytes,
+        }
+    }
+}
+
 struct Conn {
     stream: Stream,
     peer: SocketAddr,
@@ -565,7 +583,7 @@ impl Thread {
                         }
                     }
                     if conn.input.is_empty() {
-                        let consumed = self.consume(conn, &chunk);
+                        let consumed = self.consume(conn, Input::Read(&chunk));
                         conn.input.extend_from_slice(&chunk[consumed..]);
                     } else {
                         if conn.input.capacity() < conn.need {
@@ -592,8 +610,22 @@ impl Thread {
     }
 
     /// Begins the requests in `input`; gives the rest.
-    fn begin(&mut self, conn: &mut Conn, mut input: Vec<u8>) -> Vec<u8> {
-        let consumed = self.consume(conn, &input);
+    fn begin(&mut self, conn: &mut Conn, input: Vec<u8>) -> Vec<u8> {
+        let (consumed, mut input) = if input.len() < DIRECT {
+            (self.consume(conn, Input::Read(&input)), input)
+        } else {
+            let input = Arc::new(input);
+            let consumed = self.consume(conn, Input::Whole(&input));
+            match Arc::try_unwrap(input) {
+                Ok(input) => (consumed, input),
+                // A batch in it is on its way to its shard.
+                Err(input) => {
+                    let rest = input[consumed..].to_vec();
+                    self.intake.renew(&mut conn.hold, &rest);
+                    return rest;
+                }
+            }
+        };
         if consumed == 0 {
             return input;
         }
@@ -610,14 +642,16 @@ impl Thread {
         input
     }
 
-    fn consume(&mut self, conn: &mut Conn, input: &[u8]) -> usize {
+    fn consume(&mut self, conn: &mut Conn, input: Input<'_>) -> usize {
         let now = self.now();
         let mut consumed = 0;
         loop {
-            match self
-                .worker
-                .received(&mut conn.state, &input[consumed..], now)
-            {
+            let worker = &mut self.worker;
+            let received = match input {
+                Input::Read(bytes) => worker.received(&mut conn.state, &bytes[consumed..], now),
+                Input::Whole(bytes) => worker.received_whole(&mut conn.state, bytes, consumed, now),
+            };
+            match received {
                 Ok(received) => {
                     consumed += received.consumed;
                     conn.need = received.need;
@@ -642,7 +676,7 @@ impl Thread {
                         conn.held = true;
                         conn.state.mute(self.authentication_delay_ms, now);
                     }
-                    return input.len();
+                    return input.bytes().len();
                 }
             }
         }

@@ -2,10 +2,12 @@
 //!
 //! Invariant: an [`Inbound`] borrows memory of its owner (an mbuf, or the [`BatchBuffer`] of a kernel thread,
 //! which is released by its answer); between its construction and
-//! the call of [`Release::release`] with that owner nobody but the shard touches that memory, and
+//! the call of [`Release::release`] with that owner nobody changes that memory, and
 //! the shard releases each owner exactly once.
 
-use std::ptr::{self, NonNull};
+use std::ops::Range;
+use std::ptr;
+use std::sync::Arc;
 
 use crate::wire::datagram::{AckEntry, PRODUCE_HEADER_LEN};
 
@@ -131,7 +133,7 @@ impl Inbound {
     #[allow(clippy::len_without_is_empty)] // a length in bytes, not a container
     pub fn len(&self) -> usize {
         match self.kind {
-            Kind::Batch => self.batch_head().len as usize,
+            Kind::Batch => self.owner as u32 as usize,
             _ => self.len as usize,
         }
     }
@@ -162,16 +164,17 @@ impl Inbound {
         unsafe { &*self.data.sub(PRODUCE_HEADER_LEN).cast() }
     }
 
-    /// What lies before a `Batch`.
+    /// Whom the answer to a `Batch` goes to.
     ///
     /// # Panics
     /// When the kind is not `Batch`.
     #[inline]
-    pub fn batch_head(&self) -> BatchHead {
+    pub fn batch_way(&self) -> BatchWay {
         assert_eq!(self.kind, Kind::Batch);
-        // SAFETY: a Batch is made by BatchBuffer::inbound alone, which wrote a head there; the read is
-        // unaligned.
-        unsafe { ptr::read_unaligned(self.data.sub(BATCH_HEAD_LEN).cast::<BatchHead>()) }
+        BatchWay {
+            tag: (self.owner >> TAG_SHIFT) as u16,
+            ring: (self.owner >> RING_SHIFT) as u8,
+        }
     }
 
     /// The way back to the sender of a `Produce` datagram.
@@ -192,28 +195,31 @@ impl Inbound {
     }
 }
 
-/// What lies before a [`Kind::Batch`].
+/// Whom the answer to a [`Kind::Batch`] goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct BatchHead {
+pub struct BatchWay {
     /// Comes back in the answer, as [`AckEntry::request_id`].
-    pub tag: u64,
-    /// Bytes of the batch.
-    pub len: u32,
+    pub tag: u16,
     /// Index of the ack ring.
-    pub ring: u32,
+    pub ring: u8,
 }
 
-const BATCH_HEAD_LEN: usize = size_of::<BatchHead>();
+// A Batch's owner is no handle: it is released by its answer. In its place are its bytes, 32 bits, and its way.
+const TAG_SHIFT: u32 = 32;
+const RING_SHIFT: u32 = 48;
+const _: () = assert!(usize::BITS == 64);
 
-/// Memory of a kernel thread that holds one record batch for a shard. It stays the thread's: it is given
+/// One record batch for a shard, in memory of a kernel thread. It stays the thread's: it is given
 /// back by the batch's answer, which is sent at every acknowledgement level and after the shard's last
 /// use of it.
 #[derive(Debug)]
-pub struct BatchBuffer(NonNull<[u8]>);
+pub struct BatchBuffer(Memory);
 
-// SAFETY: it owns plain bytes.
-unsafe impl Send for BatchBuffer {}
+#[derive(Debug)]
+enum Memory {
+    Own(Arc<[u8]>),
+    Part(Arc<Vec<u8>>, Range<usize>),
+}
 
 impl BatchBuffer {
     /// Copies a batch.
@@ -222,25 +228,43 @@ impl BatchBuffer {
     /// When it has 4 GiB or more.
     pub fn new(batch: &[u8]) -> Self {
         assert!(u32::try_from(batch.len()).is_ok(), "a batch of 4 GiB");
-        let mut bytes = Vec::with_capacity(BATCH_HEAD_LEN + batch.len());
-        bytes.resize(BATCH_HEAD_LEN, 0);
-        bytes.extend_from_slice(batch);
-        // A Box would claim to be the only way to its bytes each time it is moved.
-        Self(NonNull::from(Box::leak(bytes.into_boxed_slice())))
+        Self(Memory::Own(batch.into()))
+    }
+
+    /// The batch where it lies, in `memory`; `None` where it does not, or has 4 GiB or more.
+    pub fn part(memory: &Arc<Vec<u8>>, batch: &[u8]) -> Option<Self> {
+        let start = (batch.as_ptr() as usize).checked_sub(memory.as_ptr() as usize)?;
+        let range = start..start.checked_add(batch.len())?;
+        let lies_there = memory.get(range.clone())?.as_ptr() == batch.as_ptr();
+        let fits = u32::try_from(batch.len()).is_ok();
+        (lies_there && fits).then(|| Self(Memory::Part(Arc::clone(memory), range)))
     }
 
     /// The batch.
     pub fn batch(&self) -> &[u8] {
-        // SAFETY: the bytes are this buffer's until it is dropped; a shard that has them only reads.
-        let bytes = unsafe { self.0.as_ref() };
-        &bytes[BATCH_HEAD_LEN..]
+        match &self.0 {
+            Memory::Own(bytes) => bytes,
+            Memory::Part(bytes, range) => &bytes[range.clone()],
+        }
     }
 
-    /// The batch, for changes before it is handed over.
+    /// Bytes of memory that it holds.
+    pub fn held(&self) -> usize {
+        match &self.0 {
+            Memory::Own(bytes) => bytes.len(),
+            Memory::Part(bytes, _) => bytes.capacity(),
+        }
+    }
+
+    /// The batch, for changes before it is handed over; a part is copied first.
     pub fn batch_mut(&mut self) -> &mut [u8] {
-        // SAFETY: the bytes are this buffer's alone (contract of `inbound`).
-        let bytes = unsafe { self.0.as_mut() };
-        &mut bytes[BATCH_HEAD_LEN..]
+        if let Memory::Part(..) = self.0 {
+            *self = Self::new(self.batch());
+        }
+        match &mut self.0 {
+            Memory::Own(bytes) => Arc::get_mut(bytes).expect("nobody else has it"),
+            Memory::Part(..) => unreachable!("it was copied"),
+        }
     }
 
     /// Hands the batch over: to shard-local `partition`, its answer to ack ring `ring`. `acks`: −1 for an
@@ -250,33 +274,20 @@ impl BatchBuffer {
     /// The buffer is neither changed nor dropped before the answer with this tag has been taken from the ring,
     /// or the shard has closed.
     pub unsafe fn inbound(
-        &mut self,
-        tag: u64,
-        ring: u32,
+        &self,
+        tag: u16,
+        ring: u8,
         partition: u32,
         time_ns: i64,
         acks: i8,
     ) -> Inbound {
-        let head = BatchHead {
-            tag,
-            len: (self.0.len() - BATCH_HEAD_LEN) as u32,
-            ring,
-        };
-        let start = self.0.as_ptr().cast::<u8>();
-        // SAFETY: the buffer begins with BATCH_HEAD_LEN bytes of its own; the write is unaligned. The data
-        // behind it stay as they are until the answer (contract).
-        unsafe {
-            ptr::write_unaligned(start.cast::<BatchHead>(), head);
-            let data = start.add(BATCH_HEAD_LEN);
-            Inbound::new(0, data, 0, time_ns, partition, Kind::Batch, acks)
-        }
-    }
-}
-
-impl Drop for BatchBuffer {
-    fn drop(&mut self) {
-        // SAFETY: made by leaking a Box, and nobody else drops it.
-        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+        let batch = self.batch();
+        // Less than 4 GiB: `new` and `part` see to it.
+        let owner = batch.len() | usize::from(tag) << TAG_SHIFT | usize::from(ring) << RING_SHIFT;
+        let data = batch.as_ptr();
+        // SAFETY: the buffer, which holds the bytes, stays until the answer (contract), and nobody changes them: the
+        // memory of an Arc is only read while another has it, too.
+        unsafe { Inbound::new(owner, data, 0, time_ns, partition, Kind::Batch, acks) }
     }
 }
 
@@ -389,4 +400,44 @@ pub struct GapReport {
     pub to_ms: i64,
     /// The port they came in by.
     pub port: u16,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_stays_where_it_lies_until_it_is_changed() {
+        let input = Arc::new((0..100).collect::<Vec<u8>>());
+        let mut buffer = BatchBuffer::part(&input, &input[10..90]).unwrap();
+        assert_eq!(buffer.batch().as_ptr(), input[10..].as_ptr());
+        assert_eq!(buffer.held(), input.capacity());
+        assert_eq!(Arc::strong_count(&input), 2);
+        buffer.batch_mut()[0] = 7;
+        assert_eq!((buffer.batch()[0], buffer.batch()[1]), (7, 11));
+        assert_eq!((buffer.held(), input[10]), (80, 10));
+        assert_eq!(Arc::strong_count(&input), 1);
+        // Bytes of other memory, also such as are the same.
+        let other = input[10..90].to_vec();
+        assert!(BatchBuffer::part(&input, &other).is_none());
+        assert!(BatchBuffer::part(&Arc::new(other), &input[10..90]).is_none());
+    }
+
+    #[test]
+    fn a_batch_names_its_length_and_way_of_any_size() {
+        let long = Arc::new(vec![1; 70_000]);
+        for buffer in [
+            BatchBuffer::new(&long),
+            BatchBuffer::part(&long, &long[..]).unwrap(),
+            BatchBuffer::part(&long, &long[69_999..]).unwrap(),
+        ] {
+            for (tag, ring) in [(0, 0), (4095, 7), (u16::MAX, u8::MAX)] {
+                // SAFETY: the buffer outlives the Inbound.
+                let inbound = unsafe { buffer.inbound(tag, ring, 3, 5, -1) };
+                assert_eq!(inbound.batch_way(), BatchWay { tag, ring });
+                assert_eq!(inbound.payload(), buffer.batch());
+                assert_eq!((inbound.kind(), inbound.partition()), (Kind::Batch, 3));
+            }
+        }
+    }
 }

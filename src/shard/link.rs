@@ -15,6 +15,7 @@ use crate::wire::datagram::ErrorCode;
 /// Batches on their way from one thread to one shard at most: at 1 KiB each 4 MiB, more than a commit takes;
 /// two rings of 128 KiB and 448 KiB.
 pub const LINK_BATCHES: usize = 4096;
+const _: () = assert!(LINK_BATCHES <= 1 << u16::BITS, "slots are tags");
 
 /// What became of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +39,7 @@ pub struct BatchLink {
     acks: spsc::Consumer<Ack>,
     ring: u8,
     slots: Vec<Option<(BatchBuffer, u64)>>,
-    free: Vec<u32>,
+    free: Vec<u16>,
     taken: Vec<Ack>,
     /// Wakes the shard's loop, where that sleeps until it is woken.
     bell: Option<Arc<Wake>>,
@@ -61,7 +62,7 @@ pub fn link(ring: u8) -> (BatchLink, ShardEnd) {
         acks,
         ring,
         slots: (0..LINK_BATCHES).map(|_| None).collect(),
-        free: (0..LINK_BATCHES as u32).rev().collect(),
+        free: (0..=(LINK_BATCHES - 1) as u16).rev().collect(),
         taken: Vec::with_capacity(LINK_BATCHES),
         bell: None,
     };
@@ -89,7 +90,7 @@ impl BatchLink {
     /// Gives the buffer back where too many are on their way.
     pub fn send(
         &mut self,
-        mut buffer: BatchBuffer,
+        buffer: BatchBuffer,
         tag: u64,
         partition: u32,
         time_ns: i64,
@@ -100,14 +101,13 @@ impl BatchLink {
         };
         // SAFETY: the buffer's memory stays where it is when the buffer moves, and the slot holds it until the
         // answer, which names the slot, is taken; a dropped link leaks it.
-        let inbound =
-            unsafe { buffer.inbound(slot.into(), self.ring.into(), partition, time_ns, acks) };
+        let inbound = unsafe { buffer.inbound(slot, self.ring, partition, time_ns, acks) };
         if !self.out.push(inbound) {
             // Cannot be: there are as many places as slots.
             self.free.push(slot);
             return Err(buffer);
         }
-        self.slots[slot as usize] = Some((buffer, tag));
+        self.slots[usize::from(slot)] = Some((buffer, tag));
         if let Some(bell) = &self.bell {
             bell.wake();
         }
@@ -124,7 +124,7 @@ impl BatchLink {
                 debug_assert!(false, "an answer to batch {slot}, which was not sent");
                 continue;
             };
-            self.free.push(slot as u32);
+            self.free.push(slot as u16);
             take(BatchAnswer {
                 tag,
                 partition: ack.entry.partition,

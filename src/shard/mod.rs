@@ -22,7 +22,7 @@ pub use control::{ControlError, ShardControl};
 pub use credit::{CRITICAL_CREDIT, FULL_CREDIT, PRESSED_CREDIT};
 pub use gap::GAP_RECORD_TYPE;
 pub use inbound::{
-    ACK_SLOTS, Ack, BatchBuffer, BatchHead, GapReport, INBOUND_SLOTS, Inbound, Kind, Now,
+    ACK_SLOTS, Ack, BatchBuffer, BatchWay, GapReport, INBOUND_SLOTS, Inbound, Kind, Now,
     REPLY_TO_LEN, Release, ReplyTo,
 };
 pub use partition::{PartitionStats, Reasons};

@@ -782,11 +782,11 @@ impl<R: Release> Core<R> {
 /// The answer to a batch; its credit is set when it leaves.
 fn answer(item: &Inbound, error: ErrorCode, base_offset: i64) -> Ack {
     if item.kind() == Kind::Batch {
-        let head = item.batch_head();
+        let way = item.batch_way();
         return Ack {
-            reply: ReplyTo::ring(head.ring as u8),
+            reply: ReplyTo::ring(way.ring),
             entry: AckEntry {
-                request_id: head.tag,
+                request_id: way.tag.into(),
                 topic_id: 0,
                 partition: item.partition(),
                 base_offset,
