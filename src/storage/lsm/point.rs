@@ -88,6 +88,7 @@ impl Store {
         }
         BUFFERS.with_borrow_mut(|buffers| {
             let (bytes, plain) = (&mut buffers.block, &mut buffers.plain);
+            reader.keep_index(key, offset).map_err(damaged)?;
             let batches = reader.read_block(&block, bytes).map_err(damaged)?;
             if self.touched.again(file, block.position) {
                 let load = || -> Result<_, CodecError> { Ok(batches) };

@@ -11,6 +11,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -53,6 +54,8 @@ pub struct SstReader {
     checked_blocks: OnceLock<Box<[AtomicU64]>>,
     /// The file, where it is sent from; `None`: it could not be opened.
     file: OnceLock<Option<File>>,
+    /// The same, where blocks are read that lie here and there.
+    scattered: OnceLock<Option<File>>,
 }
 
 impl SstReader {
@@ -103,6 +106,7 @@ impl SstReader {
             checked_keys: bits(footer.key_bytes / PAGE as u64),
             checked_blocks: OnceLock::new(),
             file: OnceLock::new(),
+            scattered: OnceLock::new(),
             bytes,
             info,
             footer,
@@ -140,6 +144,21 @@ impl SstReader {
             Bytes::Owned(_) => None,
         };
         self.file.get_or_init(open).as_ref()
+    }
+
+    /// As [`SstReader::file`], of which the kernel reads what it is asked for: where neighbours of a page happen to be in
+    /// memory it would take the next read for a stream's, and read ahead.
+    fn scattered(&self) -> Option<&File> {
+        let open = || {
+            let Bytes::Mapped(_) = &self.bytes else {
+                return None;
+            };
+            let file = File::open(&self.path).ok()?;
+            // SAFETY: the descriptor is open; the call touches no memory. Only a hint.
+            unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
+            Some(file)
+        };
+        self.scattered.get_or_init(open).as_ref()
     }
 
     fn damaged(&self, position: u64, what: &'static str) -> SstError {
@@ -240,12 +259,23 @@ impl SstReader {
 
     /// The number of the first block behind (`key`, `offset`): `blocks` where there is none.
     fn upper_bound(&self, key: PartitionKey, offset: i64) -> Result<u64, SstError> {
+        self.descend(key, offset, |_| ())
+    }
+
+    /// As [`SstReader::upper_bound`]; `visit` gets the numbers of the index's pages on the way.
+    fn descend(
+        &self,
+        key: PartitionKey,
+        offset: i64,
+        mut visit: impl FnMut(u32),
+    ) -> Result<u64, SstError> {
         if self.footer.blocks == 0 {
             return Ok(0);
         }
         let leaves = self.footer.leaves();
         let mut number = self.footer.index_pages - 1;
         while number >= leaves {
+            visit(number);
             let page = self.page(number, PageKind::Inner, INNER_ENTRY)?;
             let behind = behind(page, INNER_ENTRY, (key, offset));
             let child = child_of(&page[behind.saturating_sub(1) * INNER_ENTRY..]);
@@ -255,6 +285,7 @@ impl SstReader {
             }
             number = child;
         }
+        visit(number);
         let page = self.page(number, PageKind::Leaf, LEAF_ENTRY)?;
         let behind = behind(page, LEAF_ENTRY, (key, offset)) as u64;
         Ok(u64::from(number) * LEAF_ENTRIES as u64 + behind)
@@ -281,6 +312,21 @@ impl SstReader {
         self.locate_number(key, offset)?
             .map(|number| self.block_at(number))
             .transpose()
+    }
+
+    /// Tells the kernel that the pages of the index on the way to `offset` are in use. What is touched in a mapping that is read
+    /// at random does not count as used (Linux's `vma_has_recency`), so that the index would go as soon as blocks that are read
+    /// once. Cost: a system call a level, some 0.3 µs.
+    pub fn keep_index(&self, key: PartitionKey, offset: i64) -> Result<(), SstError> {
+        let Some(file) = self.scattered() else {
+            return Ok(());
+        };
+        self.descend(key, offset, |number| {
+            let at = self.footer.data_end + u64::from(number) * PAGE as u64;
+            // Only a hint: whoever needs the page finds out whether it can be read.
+            let _ = file.read_at(&mut [0], at);
+        })?;
+        Ok(())
     }
 
     /// The first block of `key` that holds a message that arrived at `unix_ms` or later.
@@ -369,7 +415,7 @@ impl SstReader {
         block: &Block,
         buffer: &'a mut Vec<u8>,
     ) -> Result<&'a [u8], SstError> {
-        let Some(file) = self.file() else {
+        let Some(file) = self.scattered() else {
             return self.block(block);
         };
         let range = self.range(block)?;
