@@ -522,9 +522,16 @@ impl World {
 
     fn begin(&mut self, client: &mut Client) {
         loop {
-            let received = self
-                .worker
-                .received(&mut client.state, &client.input, self.now);
+            let (worker, state, now) = (&mut self.worker, &mut client.state, self.now);
+            let received = if client.input.len() % 2 == 0 {
+                worker.received(state, &client.input, now)
+            } else {
+                // Batches may stay in the memory, and hold it until their shard has them.
+                let input = Arc::new(std::mem::take(&mut client.input));
+                let received = worker.received_whole(state, &input, 0, now);
+                client.input = Arc::try_unwrap(input).unwrap_or_else(|held| held.to_vec());
+                received
+            };
             let Ok(received) = received else {
                 // Some of what came before it may have been begun, and is answered.
                 client.expected = None;
