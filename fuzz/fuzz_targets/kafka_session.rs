@@ -731,7 +731,10 @@ impl World {
             client.slow = false;
         }
         self.run();
-        for _ in 0..40 {
+        // Of a client that asks to join again and again, one request after the other waits for its time.
+        let clients = self.clients.iter().flatten();
+        let asked = clients.map(|client| client.wire.len()).max().unwrap_or(0);
+        for _ in 0..40 + asked {
             self.advance(DAY_NS);
             self.run();
         }
