@@ -259,7 +259,8 @@ impl Rebatcher {
         // The first record of a batch that begins a run takes the batch's base offset, so that a gap
         // before it is kept.
         let mut base_offset = Some(header.base_offset);
-        while let Some(record) = records.encoded() {
+        for index in 0..header.records_count {
+            let record = records.encoded().ok_or(BatchError::Record { index })?;
             let base = base_offset.take().unwrap_or(record.offset);
             self.add(&record, base, header, horizon, out);
         }
