@@ -202,7 +202,11 @@ mod tests {
             while left > 0 {
                 let took = Duration::from_micros(100);
                 let (wait, block) = pace.next(took, durable, base, SIZE, left);
-                assert!(log > 0 || wait < CRAWL, "nobody writes");
+                if log == 0 {
+                    // All of the disk's time until there is a lead, and then an eighth of it.
+                    let eighth = wait == took * IDLE_PAUSE && block == SMALL_BLOCK;
+                    assert!(eighth || !slowed && wait.is_zero());
+                }
                 slowed |= !wait.is_zero();
                 left -= (block as u64).min(left);
                 // A pause lets the log have the disk for itself.

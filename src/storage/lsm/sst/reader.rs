@@ -139,26 +139,26 @@ impl SstReader {
     /// The file, open for reading, for as long as it has its name when this is called first; `None`: it is not in a file,
     /// or cannot be opened.
     pub fn file(&self) -> Option<&File> {
-        let open = || match &self.bytes {
-            Bytes::Mapped(_) => File::open(&self.path).ok(),
-            Bytes::Owned(_) => None,
-        };
-        self.file.get_or_init(open).as_ref()
+        self.file.get_or_init(|| self.open_again()).as_ref()
     }
 
     /// As [`SstReader::file`], of which the kernel reads what it is asked for: where neighbours of a page happen to be in
     /// memory it would take the next read for a stream's, and read ahead.
     fn scattered(&self) -> Option<&File> {
         let open = || {
-            let Bytes::Mapped(_) = &self.bytes else {
-                return None;
-            };
-            let file = File::open(&self.path).ok()?;
+            let file = self.open_again()?;
             // SAFETY: the descriptor is open; the call touches no memory. Only a hint.
             unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
             Some(file)
         };
         self.scattered.get_or_init(open).as_ref()
+    }
+
+    fn open_again(&self) -> Option<File> {
+        match &self.bytes {
+            Bytes::Mapped(_) => File::open(&self.path).ok(),
+            Bytes::Owned(_) => None,
+        }
     }
 
     fn damaged(&self, position: u64, what: &'static str) -> SstError {
